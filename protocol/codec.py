@@ -97,13 +97,15 @@ class MsgpackCodec:
 
     def encode(self, frame: Map) -> bytes:
         """See `Codec.encode`. Raises `TypeError` on values msgpack does not have."""
-        return self._packer.pack(frame)
+        encoded: bytes = self._packer.pack(frame)
+        return encoded
 
     def join(self, encoded: Sequence[bytes]) -> bytes:
         """See `Codec.join`."""
         if len(encoded) == 1:
             return encoded[0]
-        return self._packer.pack_array_header(len(encoded)) + b"".join(encoded)
+        header: bytes = self._packer.pack_array_header(len(encoded))
+        return header + b"".join(encoded)
 
     def decode(self, data: bytes | str) -> list[Map]:
         """See `Codec.decode`."""

@@ -1,0 +1,1 @@
+"""A client of the protocol: `session` decides, `aio` does the I/O."""

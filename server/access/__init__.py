@@ -1,0 +1,1 @@
+"""Who may do what: identity, scopes, connection and rate limits."""

@@ -1,0 +1,1 @@
+"""Messages nobody is watching yet."""

@@ -1,0 +1,1 @@
+"""The heart: claim, journal, hub, cursors, ownership."""

@@ -1,0 +1,1 @@
+"""Routes, attempts, fallback."""

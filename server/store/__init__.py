@@ -1,0 +1,1 @@
+"""The Redis connection, key names and scripts."""

@@ -1,0 +1,1 @@
+"""Drivers: the ways to a model."""

@@ -14,9 +14,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 Piece = (
-    tuple[Literal["text"], str]
-    | tuple[Literal["reasoning"], str]
-    | tuple[Literal["tool_calls"], list[dict[str, Any]]]
+    tuple[Literal["text"], str] | tuple[Literal["reasoning"], str] | tuple[Literal["tool_calls"], list[dict[str, Any]]]
 )
 """New output: text, reasoning, or tool-call deltas in the chat-completions format (`index`, `id`?, `function`…)."""
 
