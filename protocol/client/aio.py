@@ -1,0 +1,627 @@
+"""The asyncio client: one WebSocket, many messages, reconnecting by itself.
+
+    async with connect("ws://127.0.0.1:8400/v1/ws", token="…") as client:
+        message = await client.send(messages=[{"role": "user", "content": "Hello"}], model="default")
+        async for piece in message:
+            print(piece.text, end="")
+
+`protocol.client.session` decides everything; this file opens sockets, keeps time and wakes who waits. One task runs
+the connection, owned by the `async with` block; leaving the block ends it and closes the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_websocket
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, NegotiationError, WebSocketException
+from websockets.typing import Subprotocol
+
+from protocol.client.events import ErrorReceived, Event, GoingAway, Stalled, Welcomed
+from protocol.client.failures import ClientClosed, ConnectionFailed, TidewireError, failure_of
+from protocol.client.ids import uuid7
+from protocol.client.message import ClientMessage, MessageState
+from protocol.client.session import ClientSession, MalformedFrame
+from protocol.client.timing import Backoff, Beat, Heartbeat
+from protocol.codec import JSON, MSGPACK, Codec, DecodeError
+from protocol.errors import CloseCode, may_reconnect
+from protocol.frames import HEARTBEAT_SECONDS, HELLO_SECONDS
+
+Map = dict[str, Any]
+TokenSource = Callable[[], Awaitable[str]]
+"""Gets a fresh token; asked before every connection and shortly before the token expires."""
+
+CONNECT_SECONDS: Final = 10.0
+"""How long entering `connect` may take, tries included."""
+CLOSE_SECONDS: Final = 2.0
+STABLE_SECONDS: Final = 5.0
+"""A connection that lived this long counts as a success, so the next backoff starts from its base."""
+STALL_SECONDS: Final = 1.0
+"""When to ask again for a message the server can't tell more of, if it doesn't say."""
+RENEW_SHARE: Final = 0.8
+"""A token is renewed after this share of its life."""
+MAX_INCOMING_BYTES: Final = 16 * 2**20
+PASSING_STATUSES: Final = frozenset({408, 425, 429})
+"""HTTP 4xx statuses of a refused handshake that pass by themselves."""
+
+
+class Piece(NamedTuple):
+    """What came since the piece before: everything that arrived while the reader was busy, in one."""
+
+    text: str
+    reasoning: str
+    replaces: bool
+    """Forget what was shown: an attempt started over or a snapshot came, and this is all that stands."""
+
+
+class Disconnected(NamedTuple):
+    """The socket is gone; the next try follows by itself. Messages go on at the server."""
+
+    reason: str
+    retry_in_seconds: float
+
+
+ClientEvent = Event | Disconnected
+"""What `on_event` is told."""
+
+
+class Message:
+    """One message of a `Client`: iterate it for what comes, or await `done()` for the whole."""
+
+    def __init__(self, client: Client, view: ClientMessage) -> None:
+        self._client = client
+        self.view = view
+        """Text, reasoning, tool calls, state, usage … as they stand now."""
+        self._changed: asyncio.Event | None = None
+
+    @property
+    def id(self) -> str:
+        """The message's id, which is also its idempotency key and resume handle."""
+        return self.view.id
+
+    @property
+    def text(self) -> str:
+        """The visible text that stands."""
+        return self.view.text
+
+    async def accepted(self) -> ClientMessage:
+        """Wait until the server has admitted the message. Raises `MessageRefused`, `ConnectionFailed`."""
+        await self._until(lambda: self.view.state is not MessageState.SENDING)
+        return self._checked()
+
+    async def done(self) -> ClientMessage:
+        """Wait for the end: done, or cancelled. Raises a `MessageError` if it ended otherwise."""
+        await self._until(lambda: self.view.ended)
+        return self._checked()
+
+    async def cancel(self) -> ClientMessage:
+        """Stop generating and wait for the receipt. If the end won the race, that is the receipt."""
+        self._client._apply(self._client.session.cancel(self.id))
+        await self._until(lambda: self.view.ended)
+        return self.view
+
+    async def retry(self) -> bool:
+        """Ask again for a refused message or one that failed for now; False if that can't help.
+
+        Waits for the acceptance and raises like `Client.send`.
+        """
+        if not self._client.session.retry(self.id):
+            return False
+        self._client._wake()
+        await self.accepted()
+        return True
+
+    def detach(self) -> None:
+        """Stop following; the message goes on. Whoever iterates or waits is told so by `ClientClosed`."""
+        self._client.session.detach(self.id)
+        self._client._wake()
+        self._notify()
+
+    def forget(self) -> None:
+        """Drop an ended or detached message from the client's memory."""
+        self._client._forget(self.id)
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        """Pieces of output as they come; every iteration starts from the beginning of what stands.
+
+        Raises a `MessageError` at the end if the message did not end well, so that nobody takes a part for the whole.
+        """
+        view = self.view
+        generation, shown, thought, replaces = view.generation, 0, 0, False
+        while True:
+            if view.generation != generation:
+                replaces = replaces or shown > 0 or thought > 0
+                generation, shown, thought = view.generation, 0, 0
+            text, reasoning = view.text[shown:], view.reasoning[thought:]
+            if text or reasoning or replaces:
+                yield Piece(text, reasoning, replaces)
+                shown, thought, replaces = shown + len(text), thought + len(reasoning), False
+            elif view.ended:
+                self._checked()
+                return
+            else:
+                await self._change()
+
+    def _checked(self) -> ClientMessage:
+        failure = failure_of(self.view)
+        if failure:
+            raise failure
+        return self.view
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            await self._change()
+
+    async def _change(self) -> None:
+        if self._client._failure is not None:
+            raise self._client._failure
+        if self.view.state is MessageState.DETACHED:
+            raise ClientClosed
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+
+@dataclass(slots=True)
+class _Ending:
+    """Why a connection ended."""
+
+    reason: str
+    code: int | None = None
+    """Close code, if a close frame came."""
+    status: int | None = None
+    """HTTP status, if the handshake was refused."""
+    wait_seconds: float = 0.0
+    """Wait at least this long."""
+    fatal: bool = False
+    planned: bool = False
+    """We left because the server asked us to."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What belongs to one socket."""
+
+    socket: ClientConnection
+    heart: Heartbeat
+    greet_by: float
+    """Without a greeting by then it is given up."""
+    greeted_at: float = math.inf
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    nudge: asyncio.Event = field(default_factory=asyncio.Event)
+    """Times changed: the heart has to look again."""
+    max_frame_bytes: int = 2**20
+    retire_at: float = math.inf
+    renew_at: float = math.inf
+    verdict: _Ending | None = None
+    """Why we ended it ourselves."""
+
+
+class Client:
+    """Holds the session and keeps it connected. Make it with `connect`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | TokenSource | None = None,
+        codec: Literal["json", "msgpack"] = "json",
+        on_event: Callable[[ClientEvent], None] | None = None,
+        backoff: Backoff | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+        headers: Mapping[str, str] | None = None,
+        proxy: str | Literal[True] | None = True,
+    ) -> None:
+        self.url = url
+        self.session = ClientSession(token=token if isinstance(token, str) else None)
+        self.welcome: Welcomed | None = None
+        """The newest greeting."""
+        self.reconnects = 0
+        """How often a connection was made after the first."""
+        self._token_source = token if callable(token) else None
+        self._codec: Codec = MSGPACK if codec == "msgpack" else JSON
+        self._on_event = on_event
+        self._backoff = backoff or Backoff(random.random)
+        self._connect_seconds = connect_seconds
+        self._headers = dict(headers or {})
+        self._proxy = proxy
+        self._messages: dict[str, Message] = {}
+        self._connection: _Connection | None = None
+        self._settled = asyncio.Event()
+        self._failure: TidewireError | None = None
+        self._last_error: Map | None = None
+        self._token_refused = False
+        self._stalls: dict[str, asyncio.TimerHandle] = {}
+        self._group = asyncio.TaskGroup()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises `ConnectionFailed` if there is no greeting within `connect_seconds`."""
+        await self._group.__aenter__()
+        self._runner = self._group.create_task(self._run(), name="tidewire-client")
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                await self._settled.wait()
+        except TimeoutError:
+            self._failure = ConnectionFailed("timeout", f"no connection within {self._connect_seconds} s")
+        except asyncio.CancelledError:
+            await self._close()
+            raise
+        if self._failure is not None:
+            failure = self._failure
+            await self._close()
+            raise failure
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the socket and end the task. Messages go on at the server."""
+        await self._close()
+
+    async def _close(self) -> None:
+        self._failure = self._failure or ClientClosed()
+        if self._runner is not None:
+            self._runner.cancel()
+        await self._group.__aexit__(None, None, None)
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    async def send(self, *, id: str | None = None, **request: Any) -> Message:  # noqa: A002
+        """Ask for a message and wait until it is accepted.
+
+        `request` holds the fields of the `send` frame: `messages`, `model`, `conversation`, `input`, … Raises
+        `MessageRefused`, `ConnectionFailed`; `ValueError` if `id` was used on this client before.
+        """
+        message = self.ask(id=id, **request)
+        await message.accepted()
+        return message
+
+    def ask(self, *, id: str | None = None, **request: Any) -> Message:  # noqa: A002
+        """Like `send`, without waiting: a refusal shows when the message is iterated or awaited."""
+        request = {name: value for name, value in request.items() if value is not None}
+        return self._handle(self.session.send(id or new_id(), request))
+
+    def resume(self, message_id: str, *, after: int = 0, text: str = "", reasoning: str = "") -> Message:
+        """Follow a message, for instance one of `welcome.active`, or one kept from an earlier run."""
+        return self._handle(self.session.resume(message_id, after=after, text=text, reasoning=reasoning))
+
+    def subscribe(self, conversation: str) -> None:
+        """Follow every message of a conversation; they are told to `on_event`."""
+        self.session.subscribe(conversation)
+        self._wake()
+
+    def unsubscribe(self, conversation: str) -> None:
+        """Stop following a conversation."""
+        self.session.unsubscribe(conversation)
+        self._wake()
+
+    def history(self, conversation: str, *, before: str | None = None, limit: int = 50) -> None:
+        """Ask for a page of a conversation; it is told to `on_event` as `HistoryReceived`."""
+        self.session.history(conversation, before=before, limit=limit)
+        self._wake()
+
+    def auth(self, token: str) -> None:
+        """Renew the credentials."""
+        self.session.auth(token)
+        self._wake()
+
+    def _handle(self, view: ClientMessage) -> Message:
+        if self._failure is not None:
+            raise self._failure
+        message = self._messages.get(view.id)
+        if message is None:
+            message = self._messages[view.id] = Message(self, view)
+        self._wake()
+        return message
+
+    def _forget(self, message_id: str) -> None:
+        self.session.forget(message_id)
+        self._messages.pop(message_id, None)
+
+    # --- the connection -----------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Connect, converse, wait, again; until closed or until trying again is pointless."""
+        try:
+            while True:
+                ending = await self._connect_once()
+                delay = self._delay_after(ending)
+                self._tell(Disconnected(ending.reason, delay))
+                await asyncio.sleep(delay)
+        except TidewireError as failure:
+            self._failure = failure
+        finally:
+            for timer in self._stalls.values():
+                timer.cancel()
+            self._failure = self._failure or ClientClosed()
+            self._settled.set()
+            for message in self._messages.values():
+                message._notify()
+
+    async def _connect_once(self) -> _Ending:
+        if self._token_source is not None:
+            self.session.token = await self._token_source()
+        connecting = open_websocket(
+            self.url,
+            subprotocols=[Subprotocol(self._codec.subprotocol)],
+            additional_headers=self._headers,
+            compression=None,
+            open_timeout=CONNECT_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+            ping_interval=None,
+            max_size=MAX_INCOMING_BYTES,
+            proxy=self._proxy,
+        )
+        try:
+            async with connecting as socket:
+                return await self._converse(socket)
+        except (OSError, TimeoutError, WebSocketException) as error:
+            return _ending_of(error)
+        finally:
+            self._note_success()
+            self._connection = None
+            self.session.disconnected()
+
+    def _note_success(self) -> None:
+        """After a connection that lived for a while, the next failure is a first one."""
+        now = asyncio.get_running_loop().time()
+        if self._connection is not None and now - self._connection.greeted_at >= STABLE_SECONDS:
+            self._backoff.reset()
+
+    async def _converse(self, socket: ClientConnection) -> _Ending:
+        """Greet, then read here while two helpers write and keep time; they end with the reading."""
+        if socket.subprotocol is None and self._codec.binary:
+            return _Ending("the server does not speak msgpack", fatal=True)
+        now = asyncio.get_running_loop().time()
+        connection = _Connection(socket, Heartbeat(HEARTBEAT_SECONDS, now), greet_by=now + HELLO_SECONDS)
+        self._connection, self._last_error = connection, None
+        async with asyncio.TaskGroup() as group:
+            helpers = [
+                group.create_task(self._write(connection), name="tidewire-writer"),
+                group.create_task(self._beat(connection), name="tidewire-heart"),
+            ]
+            ending = await self._read(connection)
+            for helper in helpers:
+                helper.cancel()
+        if connection.retire_at < math.inf:  # the server was faster than its own `goaway`
+            left = connection.retire_at - asyncio.get_running_loop().time()
+            return _Ending(ending.reason, planned=True, wait_seconds=max(0.0, left))
+        return connection.verdict or ending
+
+    async def _read(self, connection: _Connection) -> _Ending:
+        """Apply what arrives until the connection ends; says why it did."""
+        socket, receive, decode = connection.socket, self.session.receive, self._codec.decode_trusted
+        try:
+            await self._transmit(connection, [self.session.hello()])
+            while True:
+                data = await socket.recv(decode=False)
+                connection.heart.heard()
+                for frame in decode(data):
+                    self._apply(receive(frame))
+                if self.session.has_outgoing:
+                    connection.wake.set()
+        except ConnectionClosed as closed:
+            return _ending_of(closed)
+        except (DecodeError, MalformedFrame) as error:
+            return _Ending(f"the server sent a malformed frame ({error})")
+
+    async def _write(self, connection: _Connection) -> None:
+        while True:
+            await connection.wake.wait()
+            connection.wake.clear()
+            try:
+                await self._transmit(connection, self.session.outgoing())
+            except ConnectionClosed:
+                return  # the reader tells why
+
+    async def _transmit(self, connection: _Connection, frames: list[Map]) -> None:
+        """Send frames, as many as fit in one WebSocket message each time."""
+        batch: list[bytes] = []
+        size = 0
+        for frame in frames:
+            encoded = self._codec.encode(frame)
+            if len(encoded) > connection.max_frame_bytes and frame["type"] == "send":
+                self._refuse_oversized(frame["id"], len(encoded), connection.max_frame_bytes)
+                continue
+            if batch and size + len(encoded) + len(batch) + 8 > connection.max_frame_bytes:
+                await connection.socket.send(self._codec.join(batch), text=not self._codec.binary)
+                batch, size = [], 0
+            batch.append(encoded)
+            size += len(encoded)
+        if batch:
+            await connection.socket.send(self._codec.join(batch), text=not self._codec.binary)
+
+    def _refuse_oversized(self, message_id: str, size: int, limit: int) -> None:
+        """What the server would close the whole connection for is refused here, for this message alone."""
+        text = f"the request takes {size} bytes, the server accepts {limit}"
+        error = {"code": "invalid_frame", "class": "permanent", "status": 400, "message": text, "retryable": False}
+        self._apply(self.session.receive({"type": "error", "re": "send", "id": message_id, "error": error}))
+
+    async def _beat(self, connection: _Connection) -> None:
+        """Ping, renew the token, leave when the server drains, and notice a dead connection."""
+        now = asyncio.get_running_loop().time
+        while connection.verdict is None:
+            due = min(connection.heart.next_at, connection.retire_at, connection.renew_at)
+            if not self.session.open:
+                due = min(due, connection.greet_by)
+            try:
+                async with asyncio.timeout_at(due):
+                    await connection.nudge.wait()
+                connection.nudge.clear()
+            except TimeoutError:
+                await self._act(connection, now())
+
+    async def _act(self, connection: _Connection, now: float) -> None:
+        if not self.session.open and now >= connection.greet_by:
+            connection.verdict = _Ending("no answer to hello")
+            connection.socket.transport.abort()
+        elif now >= connection.retire_at:
+            connection.retire_at = math.inf
+            connection.verdict = _Ending("the server asked us to reconnect", planned=True)
+            await connection.socket.close()
+        elif now >= connection.renew_at and self._token_source is not None:
+            connection.renew_at = math.inf
+            self.auth(await self._token_source())
+        else:
+            self._poll_heart(connection, now)
+
+    def _poll_heart(self, connection: _Connection, now: float) -> None:
+        beat = connection.heart.poll(now)
+        if beat is Beat.DEAD:
+            connection.verdict = _Ending("the server no longer answers")
+            connection.socket.transport.abort()
+        elif beat is Beat.PING:
+            self.session.ping(int(now * 1000))
+            connection.wake.set()
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._connection is not None:
+            self._connection.wake.set()
+
+    def _tell(self, event: ClientEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _apply(self, events: list[Event]) -> None:
+        for event in events:
+            view: ClientMessage | None = getattr(event, "message", None)
+            if view is not None:
+                message = self._messages.get(view.id)
+                if message is not None:
+                    message._notify()
+            self._react(event)
+            self._tell(event)
+        self._wake_if_needed()
+
+    def _wake_if_needed(self) -> None:
+        if self._connection is not None and self.session.has_outgoing:
+            self._connection.wake.set()
+
+    def _react(self, event: Event) -> None:
+        if isinstance(event, Stalled):
+            self._resume_later(event)
+        elif isinstance(event, Welcomed):
+            self._greeted(event)
+        elif isinstance(event, GoingAway) and self._connection is not None:
+            now = asyncio.get_running_loop().time()
+            self._connection.retire_at = now + event.reconnect_after_seconds
+            self._connection.nudge.set()
+        elif isinstance(event, ErrorReceived) and event.message is None:
+            self._last_error = event.error
+
+    def _greeted(self, welcome: Welcomed) -> None:
+        self.reconnects += self.welcome is not None
+        self.welcome = welcome
+        self._token_refused = False
+        if self._connection is not None:
+            now = asyncio.get_running_loop().time()
+            self._connection.greeted_at = now
+            self._connection.heart = Heartbeat(welcome.heartbeat_seconds, now)
+            self._connection.max_frame_bytes = welcome.max_frame_bytes
+            if self._token_source is not None and welcome.expires_in_seconds is not None:
+                self._connection.renew_at = now + RENEW_SHARE * welcome.expires_in_seconds
+            self._connection.nudge.set()
+        self._settled.set()
+
+    def _resume_later(self, event: Stalled) -> None:
+        message_id = event.message.id
+        earlier = self._stalls.pop(message_id, None)
+        if earlier is not None:
+            earlier.cancel()
+        delay = STALL_SECONDS if event.retry_after_seconds is None else event.retry_after_seconds
+        self._stalls[message_id] = asyncio.get_running_loop().call_later(delay, self._resume_stalled, message_id)
+
+    def _resume_stalled(self, message_id: str) -> None:
+        self._stalls.pop(message_id, None)
+        message = self.session.messages.get(message_id)
+        if message is not None and message.state is MessageState.STALLED:
+            self.session.resume(message_id)
+            self._wake()
+
+    def _delay_after(self, ending: _Ending) -> float:
+        """Seconds until the next try. Raises `ConnectionFailed` if none would help."""
+        if ending.planned:
+            return ending.wait_seconds
+        if self._token_source is not None and not self._token_refused and _token_refused(ending):
+            self._token_refused = True
+            return 0.0
+        if ending.fatal or (ending.code is not None and not may_reconnect(ending.code)):
+            code = self._last_error["code"] if self._last_error else "connection_refused"
+            text = self._last_error["message"] if self._last_error else ending.reason
+            raise ConnectionFailed(code, text, close_code=ending.code or ending.status)
+        return max(self._backoff.next_delay(), ending.wait_seconds)
+
+
+def connect(
+    url: str,
+    *,
+    token: str | TokenSource | None = None,
+    codec: Literal["json", "msgpack"] = "json",
+    on_event: Callable[[ClientEvent], None] | None = None,
+    backoff: Backoff | None = None,
+    connect_seconds: float = CONNECT_SECONDS,
+    headers: Mapping[str, str] | None = None,
+    proxy: str | Literal[True] | None = True,
+) -> Client:
+    """A client for `async with`.
+
+    `url` is that of the WebSocket endpoint (`ws://host:port/v1/ws`). `token` is a JWT, an API key, or an async
+    function that gets one. `on_event` is called with every event, also `Disconnected`; it must not block or raise.
+    Entering raises `ConnectionFailed` if there is no greeting within `connect_seconds`.
+    """
+    return Client(
+        url,
+        token=token,
+        codec=codec,
+        on_event=on_event,
+        backoff=backoff,
+        connect_seconds=connect_seconds,
+        headers=headers,
+        proxy=proxy,
+    )
+
+
+def new_id() -> str:
+    """A fresh message id (UUIDv7)."""
+    return uuid7(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def _token_refused(ending: _Ending) -> bool:
+    return ending.code == CloseCode.UNAUTHENTICATED or ending.status == 401
+
+
+def _ending_of(error: OSError | TimeoutError | WebSocketException) -> _Ending:
+    """What a failure to connect, or a closed connection, means."""
+    if isinstance(error, ConnectionClosed):
+        if error.rcvd is None:
+            return _Ending("the connection broke")
+        return _Ending(error.rcvd.reason or f"closed with code {error.rcvd.code}", code=error.rcvd.code)
+    if isinstance(error, InvalidStatus):
+        status = error.response.status_code
+        wait = error.response.headers.get("Retry-After", "")
+        return _Ending(
+            f"the server refused the connection with HTTP status {status}",
+            status=status,
+            wait_seconds=float(wait) if wait.isdigit() else 0.0,
+            fatal=400 <= status < 500 and status not in PASSING_STATUSES,
+        )
+    if isinstance(error, InvalidURI | NegotiationError):
+        return _Ending(str(error), fatal=True)
+    return _Ending(str(error) or type(error).__name__)

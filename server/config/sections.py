@@ -1,0 +1,358 @@
+"""One frozen model per section of the configuration; every key says what it means, with its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
+EMBEDDED_MODEL: Final = "SmolLM2-135M-Instruct"
+DEFAULT_TIER: Final = "default"
+DAY: Final = 86_400
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * DAY)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+Usd = Annotated[Decimal, Field(ge=0)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, typed strictly, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+
+class ServerSettings(Section):
+    """`[server]`: the process and its sockets."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """TCP port to listen on; 0 takes a free one."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Serving processes that share the port."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web origins whose pages may connect, as `https://chat.example.com`. Empty: only the server's own origin, and
+    clients that send no `Origin` (they are no browsers). `*`: any."""
+    max_frame_bytes: Annotated[int, Field(ge=4096, le=64 * 1024 * 1024)] = 1_048_576
+    """Largest WebSocket message in either direction, and largest HTTP body, in bytes."""
+    drain_seconds: Seconds = 30.0
+    """On SIGTERM: how long running messages may go on before they are handed over."""
+    hello_seconds: Seconds = 10.0
+    """How long a new socket may take to send `hello`."""
+    heartbeat_seconds: Seconds = 20.0
+    """Interval of the server's pings; a peer that misses two is dropped."""
+    max_open_messages: Positive = 1_000
+    """Messages one socket may follow at once."""
+    max_connections_per_user: Positive = 1_000
+    """Open sockets of one user, per process."""
+    max_connections_per_address: Positive = 1_000
+    """Open sockets of one client address, per process. Loopback addresses are exempt."""
+    handshakes_per_minute: Positive = 600
+    """New sockets of one client address, per process and minute. Loopback addresses are exempt."""
+    frames_per_second: Positive = 1_000
+    """Frames one socket may send per second, on average; five seconds' worth may come at once."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks (CIDR) whose `X-Forwarded-For` is believed. Empty: the peer's address counts."""
+
+
+class RedisSettings(Section):
+    """`[redis]`: the one shared store."""
+
+    url: str = Field(default="embedded", repr=False)
+    """`embedded`, or `redis://`, `rediss://`, `redis+cluster://`, `redis+sentinel://`. A URL with a password is
+    given by `url_env` or `url_file`, or by `TIDEWIRE_REDIS_URL`."""
+    url_env: VariableName | None = None
+    """Environment variable that holds the URL."""
+    url_file: Path | None = None
+    """File that holds the URL."""
+    data_dir: Path
+    """Folder of the embedded server's data."""
+
+
+class ApiKey(Section):
+    """One entry of `auth.api_keys`; made by `tidewire token --api-key`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    """The user this key stands for; unique."""
+    tenant: Annotated[str, Field(min_length=1, max_length=128)] = "default"
+    """The tenant that pays."""
+    tier: str | None = None
+    """A name under `[tiers]`; without one, the default tier."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(repr=False)
+    """SHA-256 of the key, 64 lower-case hexadecimal digits."""
+    scopes: tuple[Literal["chat", "jobs", "usage", "tokens"], ...] = ("chat", "jobs", "usage", "tokens")
+    """What the key may do: `chat`, `jobs`, `usage` (of the whole tenant), `tokens` (mint tokens for users)."""
+
+
+class ClaimNames(Section):
+    """`[auth.claims]`: the names under which your tokens carry what Tidewire needs."""
+
+    user: str = "sub"
+    """Claim with the user's id. The token has to have it."""
+    tenant: str = "tenant"
+    """Claim with the tenant."""
+    tier: str = "tier"
+    """Claim with the tier."""
+    scope: str = "scope"
+    """Claim with the scopes, separated by spaces (RFC 8693) or as a list."""
+
+
+class AuthSettings(Section):
+    """`[auth]`: who may come in. Several ways may be open at once."""
+
+    api_keys: tuple[ApiKey, ...] = ()
+    """Keys for servers and scripts, known by their SHA-256 only."""
+    jwt_secret_env: VariableName | None = None
+    """Environment variable with the secret of HS256 tokens, at least 32 bytes."""
+    jwt_secret_file: Path | None = None
+    """File with that secret; surrounding white space is ignored."""
+    jwks_url: str | None = None
+    """Where the public keys of your identity provider are, instead of a secret."""
+    issuer: str | None = None
+    """If set, a token's `iss` must be this."""
+    audience: str = "tidewire"
+    """A token's `aud` must be, or contain, this."""
+    algorithms: tuple[str, ...] = ()
+    """Accepted signatures. Empty: HS256 with a secret; RS256, ES256 and EdDSA with `jwks_url`."""
+    claims: ClaimNames = ClaimNames()
+    """Names of the claims."""
+    default_tenant: Annotated[str, Field(min_length=1)] = "default"
+    """Tenant of a token without that claim."""
+    default_tier: str | None = None
+    """Tier of whoever names none. Without it: `default` if there is such a tier, else the first one."""
+    leeway_seconds: Annotated[float, Field(ge=0, le=300)] = 30.0
+    """How far the clocks of token maker and server may differ."""
+    anonymous: bool = False
+    """Whether `hello` needs no token. All anonymous clients are one user (`demo`); loopback hosts only."""
+
+    @property
+    def uses_secret(self) -> bool:
+        """Whether tokens are checked against a shared secret."""
+        return self.jwt_secret_env is not None or self.jwt_secret_file is not None
+
+    @property
+    def accepted_algorithms(self) -> tuple[str, ...]:
+        """`algorithms`, or the default of the kind of key."""
+        return self.algorithms or (("HS256",) if self.uses_secret else ("RS256", "ES256", "EdDSA"))
+
+
+class TierSettings(Section):
+    """`[tiers.NAME]`: limits of each user of this tier."""
+
+    tokens_per_minute: Positive = 100_000_000
+    """Input and output tokens per minute; the bucket holds one minute's worth."""
+    requests_per_minute: Positive = 100_000
+    """Messages per minute."""
+    concurrent_messages: Positive = 1_000
+    """Messages that may run at once."""
+    max_output_tokens: Positive = 16_384
+    """Most output tokens of one message; also what is reserved if the request names no limit."""
+    monthly_usd: Usd | None = None
+    """Spending limit per calendar month (UTC), in US dollars. Absent: none."""
+    on_redis_outage: Literal["refuse", "local"] = "refuse"
+    """When the quota store is down: refuse new messages, or admit by a local estimate and settle later."""
+
+
+class TenantSettings(Section):
+    """`[tenants.NAME]`: limits of a tenant's users together; what is absent is not limited."""
+
+    tokens_per_minute: Positive | None = None
+    """Input and output tokens per minute."""
+    requests_per_minute: Positive | None = None
+    """Messages per minute."""
+    concurrent_messages: Positive | None = None
+    """Messages that may run at once."""
+    max_output_tokens: Positive | None = None
+    """Most output tokens of one message."""
+    monthly_usd: Usd | None = None
+    """Spending limit per calendar month (UTC), in US dollars."""
+    on_redis_outage: Literal["refuse", "local"] | None = None
+    """Overrides the tier's setting."""
+
+
+class TargetSettings(Section):
+    """`[targets.NAME]`: one upstream endpoint, model and credential."""
+
+    driver: Literal["openai", "litellm", "embedded"]
+    """`openai`: any OpenAI-compatible endpoint, directly. `litellm`: 100+ other providers. `embedded`: the small
+    local model."""
+    base_url: str | None = None
+    """Root of the API, up to and with `/v1`. `openai` without one means OpenAI itself."""
+    model: str | None = None
+    """The model's name at the provider. Needed unless `embedded`."""
+    api_key_env: VariableName | None = None
+    """Environment variable with the provider's key."""
+    api_key_file: Path | None = None
+    """File with the provider's key; surrounding white space is ignored."""
+    connect_seconds: Seconds = 5.0
+    """Time-out for the connection."""
+    first_token_seconds: Seconds = 30.0
+    """Time-out from dispatch to the first output."""
+    idle_seconds: Seconds = 30.0
+    """Longest silence between two outputs."""
+    total_seconds: Seconds = 600.0
+    """Longest time for one attempt."""
+    context_tokens: Positive | None = None
+    """Size of the model's context. Known: a request that cannot fit is refused before the call."""
+    prefill: bool = False
+    """Whether the model continues a trailing assistant message (needed for `on_midstream_failure = "continue"`)."""
+    price_per_million_input: Usd | None = None
+    """US dollars per million input tokens. Absent: the price list shipped with litellm."""
+    price_per_million_output: Usd | None = None
+    """US dollars per million output tokens."""
+
+    @property
+    def model_name(self) -> str:
+        """`model`, or the embedded one's."""
+        return self.model or EMBEDDED_MODEL
+
+    @property
+    def endpoint(self) -> str | None:
+        """`base_url`, or OpenAI's for that driver."""
+        return self.base_url or (OPENAI_BASE_URL if self.driver == "openai" else None)
+
+
+class RouteSettings(Section):
+    """`[routes.NAME]`: a name clients ask for as `model`, and the targets behind it. `default` serves requests
+    without a model; if there is no such route, they get `model_not_found`."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names under `[targets]`, in order of preference."""
+    on_midstream_failure: Literal["restart", "continue", "fail"] = "restart"
+    """When a target fails after its first token: begin anew at the next, let the next continue the text (targets
+    with `prefill`), or fail."""
+    hedge_after_ms: Positive | None = None
+    """Ask the next target too, if the first is silent for this many milliseconds. Absent: never."""
+    hedge_budget: Rate = 0.05
+    """Largest share of requests that may be hedged."""
+    prompt: str | None = None
+    """Prompt that every message of this route gets, as `name` or `name@range`."""
+
+
+class BreakerSettings(Section):
+    """`[breaker]`: when a target is left alone for a while."""
+
+    window_seconds: Seconds = 30.0
+    """How far back calls count."""
+    minimum_calls: Positive = 20
+    """Fewer calls than this in the window never open the breaker."""
+    failure_rate: Rate = 0.5
+    """Share of failed calls that opens it."""
+    slow_rate: Rate = 0.8
+    """Share of slow calls that opens it."""
+    slow_first_token_seconds: Seconds = 10.0
+    """A call is slow if its first token takes longer."""
+    slow_gap_seconds: Seconds = 10.0
+    """A call is slow if it pauses longer between tokens."""
+    open_seconds: Seconds = 10.0
+    """First pause; doubles with each failed probe."""
+    open_seconds_max: Seconds = 300.0
+    """Longest pause."""
+    probes: Positive = 1
+    """Trial calls at once after a pause."""
+
+
+class MessagesSettings(Section):
+    """`[messages]`: how long things are kept, and how much."""
+
+    retention_seconds: Seconds = 3_600.0
+    """How long a finished message's events can be replayed."""
+    claim_seconds: Seconds = float(DAY)
+    """How long an id stays used up and its outcome is kept; at least `retention_seconds`."""
+    conversation_seconds: Seconds = float(30 * DAY)
+    """How long a conversation is kept after its last message."""
+    takeover_seconds: Annotated[float, Field(ge=0.5, le=60)] = 3.0
+    """How long a node's heartbeat may stand still before others take its messages over."""
+    max_bytes: Annotated[int, Field(ge=64 * 1024)] = 67_108_864
+    """Largest text of one message, in bytes."""
+
+
+class LedgerSettings(Section):
+    """`[ledger]`: where usage records go."""
+
+    url: str = Field(repr=False)
+    """`sqlite:///…` (three slashes and a path) or `postgresql://…`. A URL with a password is given by `url_env` or
+    `url_file`, or by `TIDEWIRE_LEDGER_URL`."""
+    url_env: VariableName | None = None
+    """Environment variable that holds the URL."""
+    url_file: Path | None = None
+    """File that holds the URL."""
+
+
+class PromptsSettings(Section):
+    """`[prompts]`: versioned prompts."""
+
+    dir: Path | None = None
+    """Folder with prompt files. Absent: none are offered."""
+
+
+class Settings(Section):
+    """The whole configuration. Made by `load`, `parse` or `demo`, never by hand: those check what hangs together."""
+
+    server: ServerSettings = ServerSettings()
+    """`[server]`"""
+    redis: RedisSettings
+    """`[redis]`"""
+    auth: AuthSettings = AuthSettings()
+    """`[auth]`"""
+    tiers: dict[str, TierSettings] = {}
+    """`[tiers.NAME]`"""
+    tenants: dict[str, TenantSettings] = {}
+    """`[tenants.NAME]`"""
+    targets: dict[str, TargetSettings] = {}
+    """`[targets.NAME]`"""
+    routes: dict[str, RouteSettings] = {}
+    """`[routes.NAME]`"""
+    breaker: BreakerSettings = BreakerSettings()
+    """`[breaker]`"""
+    messages: MessagesSettings = MessagesSettings()
+    """`[messages]`"""
+    ledger: LedgerSettings
+    """`[ledger]`"""
+    prompts: PromptsSettings = PromptsSettings()
+    """`[prompts]`"""
+
+    @property
+    def default_tier(self) -> str:
+        """The tier of whoever names none."""
+        if self.auth.default_tier is not None:
+            return self.auth.default_tier
+        return DEFAULT_TIER if DEFAULT_TIER in self.tiers else next(iter(self.tiers))
+
+    @classmethod
+    def demo(cls, environ: Mapping[str, str] | None = None, overrides: Overrides | None = None) -> Settings:
+        """What `tidewire demo` runs: embedded Redis and model, anonymous, loopback. Raises `ConfigError`.
+
+        Data lies in its own folder per port, so that demos on two ports don't meet.
+        """
+        from server.config.loading import data_home, parse  # it builds on this module
+
+        environ = environ or {}
+        server = (overrides or {}).get("server", {})
+        port = server.get("port") or environ.get("TIDEWIRE_SERVER_PORT") or ServerSettings().port
+        home = data_home(environ) / "demo" / str(port)
+        data = {
+            "redis": {"url": "embedded", "data_dir": str(home / "redis")},
+            "auth": {"anonymous": True},
+            "targets": {"embedded": {"driver": "embedded"}},
+            "routes": {"default": {"targets": ["embedded"]}},
+            "ledger": {"url": f"sqlite:///{home / 'ledger.db'}"},
+        }
+        return parse(data, environ, overrides=overrides)
+
+
+Overrides = Mapping[str, Mapping[str, Any]]
+"""Section → key → value; beats file and environment."""

@@ -1,0 +1,62 @@
+"""Liveness, readiness, metrics, and which models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from server.config import Settings
+from server.telemetry.metrics import Metrics
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Readiness(Protocol):
+    """What `readyz` tells of."""
+
+    draining: bool
+
+    @property
+    def ready(self) -> bool:
+        """Whether new work should be sent here."""
+        ...
+
+
+async def healthz(request: Request) -> Response:
+    """200 as long as the process serves at all."""
+    return JSONResponse({"status": "ok"})
+
+
+def readyz(node: Readiness) -> Endpoint:
+    """200 if new work should be sent here; 503 with the reason otherwise."""
+
+    async def serve(request: Request) -> Response:
+        if node.ready:
+            return JSONResponse({"status": "ready"})
+        reason = "draining" if node.draining else "store_unavailable"
+        return JSONResponse({"status": "not_ready", "reason": reason}, 503, {"Retry-After": "1"})
+
+    return serve
+
+
+def metrics(counted: Metrics) -> Endpoint:
+    """Prometheus text format."""
+
+    async def serve(request: Request) -> Response:
+        return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return serve
+
+
+def models(settings: Settings) -> Endpoint:
+    """The routes, in the format of OpenAI's `GET /v1/models`."""
+    listed = [{"id": name, "object": "model", "created": 0, "owned_by": "tidewire"} for name in settings.routes]
+
+    async def serve(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": listed})
+
+    return serve

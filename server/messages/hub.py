@@ -1,0 +1,296 @@
+"""The live tails of the messages that somebody in this process follows or owns.
+
+A `Channel` is one message's tail: the newest entries, up to a byte limit, and the followers to wake. Where a message
+is generated in this process the journal writer publishes into it after Redis has acknowledged (G2); where it is
+generated elsewhere the hub subscribes to the message's shard channel, and every doubt - a lost connection, an entry
+that does not continue the tail, silence - is settled the same way: by reading the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+
+from server.messages.events import Entry, unpack
+from server.store.keys import MessageKeys
+from server.store.link import Link, StoreError
+from server.store.store import Store
+from server.telemetry.tasks import TaskOwner
+
+log = structlog.get_logger("hub")
+
+TAIL_BYTES: Final = 262_144
+"""Most bytes of newest entries kept per message; older ones are read from Redis by the page."""
+REREAD_SECONDS: Final = 1.0
+"""How often the head of a message that is generated elsewhere is read, in case a notification was lost."""
+CONFIRM_SECONDS: Final = 2.0
+NOTE_CANCEL: Final = b"c"
+NOTE_REFUSED: Final = b"x"
+"""Followed by the packed error: the claim was taken back."""
+
+END_STATES: Final = frozenset({b"done", b"failed", b"cancelled"})
+
+
+class Follower(Protocol):
+    """Who is woken when a message has something new."""
+
+    def wake(self, tag: str) -> None:
+        """There may be events after your cursor."""
+        ...
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A frame that was encoded for one follower and may serve the next one at the same cursor."""
+
+    cursor: int
+    codec: str
+    limit: int
+    data: bytes
+    after: int
+    frame: dict[str, Any]
+
+
+class Channel:
+    """One message's tail and its followers."""
+
+    __slots__ = ("_size", "base", "encoded", "ended", "entries", "followers", "head", "keys", "limit", "local", "tag")
+
+    def __init__(self, tag: str, keys: MessageKeys, head: int, local: bool, limit: int = TAIL_BYTES) -> None:
+        self.tag = tag
+        self.keys = keys
+        self.head = head
+        """Seq of the newest acknowledged event."""
+        self.base = head
+        """Seq after which the tail begins: cursors before it are served from Redis."""
+        self.local = local
+        """Whether this process generates the message."""
+        self.ended = False
+        self.limit = limit
+        self.entries: deque[Entry] = deque()
+        self._size = 0
+        self.followers: set[Follower] = set()
+        self.encoded: list[Encoded] = []
+
+    def publish(self, entry: Entry) -> bool:
+        """Take the next entry; False if it does not continue the tail (then the log must be read)."""
+        if entry.last <= self.head:
+            return True
+        if entry.prev != self.head:
+            return False
+        self.entries.append(entry)
+        self.head = entry.last
+        self.ended = entry.ends
+        self._size += entry.size
+        while self._size > self.limit and len(self.entries) > 1:
+            old = self.entries.popleft()
+            self._size -= old.size
+            self.base = old.last
+        self.encoded.clear()
+        self.wake()
+        return True
+
+    def reset(self, head: int, ended: bool) -> None:
+        """Forget the tail: from here on everything up to `head` is read from Redis."""
+        self.entries.clear()
+        self._size = 0
+        self.base = self.head = head
+        self.ended = ended
+        self.encoded.clear()
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake every follower."""
+        for follower in self.followers:
+            follower.wake(self.tag)
+
+    def serves(self, cursor: int) -> bool:
+        """Whether the tail can tell what comes after `cursor`."""
+        return self.base <= cursor
+
+    def tail(self, cursor: int) -> Iterator[Entry]:
+        """The entries that end after `cursor`, oldest first."""
+        start = len(self.entries)
+        while start and self.entries[start - 1].last > cursor:
+            start -= 1
+        for index in range(start, len(self.entries)):
+            yield self.entries[index]
+
+
+class Hub:
+    """Every channel of this process."""
+
+    def __init__(self, store: Store, tail_bytes: int = TAIL_BYTES) -> None:
+        self.store = store
+        self.tail_bytes = tail_bytes
+        self.channels: dict[str, Channel] = {}
+        self.on_note: Callable[[str, bytes], None] = lambda tag, note: None
+        """Told of control notes (cancel, refusal) on channels that are subscribed."""
+        self._owner = TaskOwner("hub")
+        self._link: Link | None = None
+        self._by_name: dict[bytes, Channel] = {}
+        self._confirm: dict[bytes, asyncio.Future[None]] = {}
+        self._rereading: set[str] = set()
+
+    async def start(self) -> None:
+        """Connect the subscriber."""
+        self._link = self.store.subscriber(self._pushed, self._reconnected)
+        self._owner.start(self._watch(), "reread")
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self._owner.close()
+        if self._link is not None:
+            await self._link.close()
+
+    def own(self, tag: str, keys: MessageKeys, head: int) -> Channel:
+        """The channel of a message that this process generates from now on."""
+        channel = self.channels.get(tag)
+        if channel is None:
+            channel = self.channels[tag] = Channel(tag, keys, head, True, self.tail_bytes)
+        elif not channel.local:
+            channel.local = True
+            self._unsubscribe(channel)
+            channel.reset(head, False)
+        return channel
+
+    def disown(self, tag: str) -> None:
+        """This process no longer generates the message: its channel goes with its last follower."""
+        channel = self.channels.get(tag)
+        if channel is None:
+            return
+        channel.local = False
+        if not channel.followers:
+            del self.channels[tag]
+        elif not channel.ended:
+            self._owner.start(self._listen(channel), "listen")
+
+    async def follow(self, tag: str, keys: MessageKeys, follower: Follower, head: int, ended: bool) -> Channel:
+        """Follow a message whose record says `head` and `ended`; subscribes if it is generated elsewhere.
+
+        Raises `StoreError` or `TimeoutError` if Redis does not confirm the subscription.
+        """
+        channel = self.channels.get(tag)
+        if channel is None:
+            channel = self.channels[tag] = Channel(tag, keys, head, False, self.tail_bytes)
+            channel.ended = ended
+            channel.followers.add(follower)
+            if not ended:
+                try:
+                    await self._listen(channel)
+                except BaseException:
+                    self.unfollow(tag, follower)
+                    raise
+        else:
+            channel.followers.add(follower)
+            if head > channel.head and not channel.local:
+                self._reread_soon(channel)
+        return channel
+
+    def unfollow(self, tag: str, follower: Follower) -> None:
+        """Stop following; the last one of a message generated elsewhere ends the subscription."""
+        channel = self.channels.get(tag)
+        if channel is None:
+            return
+        channel.followers.discard(follower)
+        if not channel.followers and not channel.local:
+            self._unsubscribe(channel)
+            del self.channels[tag]
+
+    # --- messages generated elsewhere ---------------------------------------------------------------------------
+
+    async def _listen(self, channel: Channel) -> None:
+        """Subscribe, then read where the log stands: nothing can fall between the two."""
+        name = channel.keys.channel
+        waiting = self._confirm.get(name)
+        if waiting is None:
+            self._by_name[name] = channel
+            waiting = self._confirm[name] = asyncio.get_running_loop().create_future()
+            assert self._link is not None
+            self._link.push("SSUBSCRIBE", name)
+        async with asyncio.timeout(CONFIRM_SECONDS):
+            await asyncio.shield(waiting)
+        await self._reread(channel)
+
+    def _unsubscribe(self, channel: Channel) -> None:
+        name = channel.keys.channel
+        if self._by_name.pop(name, None) is None:
+            return
+        waiting = self._confirm.pop(name, None)
+        if waiting is not None and not waiting.done():
+            waiting.cancel()
+        if self._link is not None:
+            self._link.push("SUNSUBSCRIBE", name)
+
+    def _pushed(self, reply: list[Any]) -> bool:
+        kind = reply[0]
+        if kind == b"smessage":
+            channel = self._by_name.get(reply[1])
+            if channel is not None and not channel.local:
+                self._heard(channel, reply[2])
+            return True
+        if kind == b"ssubscribe":
+            waiting = self._confirm.get(reply[1])
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+            return True
+        return bool(kind == b"sunsubscribe")
+
+    def _heard(self, channel: Channel, data: bytes) -> None:
+        if data[:1] in (NOTE_CANCEL, NOTE_REFUSED):
+            self.on_note(channel.tag, data)
+        elif not channel.publish(unpack(data)):
+            self._reread_soon(channel)
+
+    def _reconnected(self) -> None:
+        """A new connection knows no subscription: make them again and read what was missed."""
+        for name, channel in self._by_name.items():
+            if self._link is not None:
+                self._link.push("SSUBSCRIBE", name)
+            self._reread_soon(channel)
+
+    def _reread_soon(self, channel: Channel) -> None:
+        if channel.tag not in self._rereading:
+            self._rereading.add(channel.tag)
+            self._owner.start(self._reread_quietly(channel), "reread")
+
+    async def _reread_quietly(self, channel: Channel) -> None:
+        try:
+            await self._reread(channel)
+        except (StoreError, TimeoutError):
+            log.info("reread_failed", tag=channel.tag)  # the watch comes round again
+        finally:
+            self._rereading.discard(channel.tag)
+
+    async def _reread(self, channel: Channel) -> None:
+        """Let the tail begin at the head that the record tells; what lies before it is paged by the followers.
+
+        A head below what we had *before asking* means that Redis lost acknowledged writes; one below what arrived
+        meanwhile only means that the answer was overtaken.
+        """
+        known = channel.head
+        head, state = await self.store.call(
+            channel.keys.record, "HMGET", channel.keys.record, "head", "state", seconds=CONFIRM_SECONDS
+        )
+        if channel.local or self.channels.get(channel.tag) is not channel:
+            return
+        if head is None:
+            channel.reset(channel.head, True)
+            self.on_note(channel.tag, NOTE_REFUSED)
+            return
+        ended = state in END_STATES
+        if int(head) < known or int(head) > channel.head or (ended and not channel.ended):
+            channel.reset(int(head), ended)
+        if channel.ended:
+            self._unsubscribe(channel)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(REREAD_SECONDS)
+            for channel in list(self._by_name.values()):
+                self._reread_soon(channel)

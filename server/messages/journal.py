@@ -1,0 +1,344 @@
+"""The journal writer: one lane per Redis primary, each gathering what all messages produced while its last write was
+in flight and sending it as one pipeline of fenced append scripts. Nothing is shown before Redis has acknowledged it.
+
+An `Outbox` is one owned message's side: what waits, what is in flight, where the head stands. A batch that was sent
+is never built anew: a retry after a lost connection sends the same bytes, which the script recognises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import structlog
+
+from server.messages.events import EVENT_BYTES, Entry, Event, NewEvents, pack
+from server.messages.hub import Channel
+from server.messages.scripts import APPEND
+from server.store.keys import MessageKeys
+from server.store.link import Link, StoreError, StoreReply, StoreUnavailable
+from server.store.store import Store
+from server.telemetry.tasks import TaskOwner
+from server.upstreams.base import Piece
+
+log = structlog.get_logger("journal")
+
+FLUSH_BYTES: Final = 65_536
+"""Most text of one message in one flush, so that a firehose does not delay its neighbours."""
+BACKLOG_BYTES: Final = 1_048_576
+"""Most text of one message that may wait for the journal; then reading its upstream pauses."""
+PROCESS_BACKLOG_BYTES: Final = 67_108_864
+"""The same for all messages of the process."""
+RECONNECT_SECONDS: Final = 0.5
+
+
+class Verdict(IntEnum):
+    """What the append script answers."""
+
+    WRITTEN = 1
+    WRITTEN_CANCEL = 2
+    FENCED = -1
+    ENDED = -2
+    GAP = -3
+
+
+class JournalLost(Exception):
+    """This node may no longer write this message: another one owns it, or it has ended."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.name)
+        self.verdict = verdict
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What the terminal append carries beside the end event."""
+
+    state: str
+    event: bytes
+    """The end frame's fields, packed; answers readers once the journal has gone."""
+    records: bytes
+    """One usage record per attempt, packed."""
+    may_reopen: bool
+    """Whether `retry_of` may reopen the message (a temporary failure)."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One entry on its way, kept until Redis has answered."""
+
+    entry: Entry
+    data: bytes
+    base: int | None
+    end: End | None
+
+
+class Outbox:
+    """What one owned message has for its journal."""
+
+    __slots__ = (
+        "_drained",
+        "_end",
+        "_end_event",
+        "_failure",
+        "base",
+        "channel",
+        "fence",
+        "flight",
+        "head",
+        "keys",
+        "lane",
+        "next",
+        "on_signal",
+        "queued",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        lane: Lane,
+        channel: Channel,
+        keys: MessageKeys,
+        fence: bytes,
+        head: int,
+        first: int,
+        on_signal: Callable[[bool], None],
+        event_bytes: int = EVENT_BYTES,
+    ) -> None:
+        self.lane = lane
+        self.channel = channel
+        self.keys = keys
+        self.fence = fence
+        self.head = head
+        """Seq that the next entry continues, as readers see it."""
+        self.next = first
+        """Seq of the next event; `head + 1`, or further on after a takeover."""
+        self.base: int | None = None
+        self.waiting = NewEvents(event_bytes)
+        self.flight: _Flight | None = None
+        self.queued = False
+        self.on_signal = on_signal
+        """Called with False when a cancel was requested, with True when this node lost the message."""
+        self._end: End | None = None
+        self._end_event: Event | None = None
+        self._failure: JournalLost | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    # --- the message's side ---------------------------------------------------------------------------------------
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        """Append new output. Raises `JournalLost` once this node may not write any more."""
+        self._check()
+        before = self.waiting.size
+        self.waiting.add(pieces)
+        self.lane.backlog += self.waiting.size - before
+        self._dirty()
+
+    def attempt(self, event: dict[str, Any], starts_over: bool) -> None:
+        """Append an attempt event; `starts_over` = text before it does not stand any more."""
+        self._check()
+        if starts_over:
+            self.base = -1  # its seq is known when it is taken
+            self.waiting.starts_over()
+        self.waiting.put(("a", event))
+        self.lane.backlog += 256
+        self._dirty()
+
+    def end(self, event: dict[str, Any], end: End) -> None:
+        """Append the end event; nothing may follow it."""
+        self._check()
+        self._end = end
+        self._end_event = ("e", end.state, event)
+        self._dirty()
+
+    @property
+    def full(self) -> bool:
+        """Whether `room` would wait: reading the upstream must pause."""
+        return self.waiting.size > BACKLOG_BYTES or self.lane.backlog > PROCESS_BACKLOG_BYTES
+
+    async def room(self) -> None:
+        """Wait until more may be added. Raises `JournalLost`."""
+        while self.full:
+            await self._progress()
+        self._check()
+
+    async def flushed(self) -> None:
+        """Wait until everything added has been acknowledged. Raises `JournalLost`."""
+        while self.flight is not None or self.waiting or self._end is not None:
+            await self._progress()
+        self._check()
+
+    def abandon(self) -> None:
+        """Nothing more will be written from here."""
+        self.lane.backlog -= self.waiting.size
+        self.waiting.drop()
+        self._end = None
+
+    async def _progress(self) -> None:
+        self._check()
+        self._drained.clear()
+        await self._drained.wait()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _dirty(self) -> None:
+        if not self.queued and self.flight is None:
+            self.queued = True
+            self.lane.dirty.append(self)
+            self.lane.wake.set()
+
+    # --- the lane's side --------------------------------------------------------------------------------------------
+
+    def take(self) -> _Flight | None:
+        """The next entry to send; None if nothing waits."""
+        before = self.waiting.size
+        events = self.waiting.take(FLUSH_BYTES)
+        self.lane.backlog -= before - self.waiting.size
+        end = None
+        if not self.waiting and self._end is not None:
+            assert self._end_event is not None
+            events = [*events, self._end_event]
+            end, self._end = self._end, None
+        if not events:
+            return None
+        data = pack(self.head, self.next, events)
+        entry = Entry(self.head, self.next, events, len(data))
+        base = self._base_in(entry) if self.base == -1 else None
+        self.flight = _Flight(entry, data, base, end)
+        return self.flight
+
+    def _base_in(self, entry: Entry) -> int | None:
+        for index in range(len(entry.events) - 1, -1, -1):
+            event = entry.events[index]
+            if event[0] == "a" and event[1]["mode"] != "continue":
+                self.base = entry.first + index
+                return self.base
+        return None
+
+    def landed(self, verdict: Verdict) -> None:
+        """Redis has answered the entry in flight."""
+        flight, self.flight = self.flight, None
+        assert flight is not None
+        if verdict > 0:
+            entry = flight.entry
+            self.head, self.next = entry.last, entry.last + 1
+            if not self.channel.publish(entry):
+                self.channel.reset(entry.last, entry.ends)
+            if verdict is Verdict.WRITTEN_CANCEL:
+                self.on_signal(False)
+            if self.waiting or self._end is not None:
+                self._dirty()
+        else:
+            self._failure = JournalLost(verdict)
+            self.abandon()
+            self.on_signal(True)
+        self._drained.set()
+
+    def command(self) -> tuple[Any, ...]:
+        """The append script call of the entry in flight: the same bytes at every retry."""
+        flight = self.flight
+        assert flight is not None
+        entry, end, keys = flight.entry, flight.end, self.keys
+        return (
+            "EVALSHA",
+            APPEND.sha,
+            3,
+            keys.record,
+            keys.journal,
+            keys.channel,
+            self.fence,
+            entry.first - 1,
+            entry.last,
+            flight.data,
+            "" if flight.base is None else flight.base,
+            *(("", "", "", "") if end is None else (end.state, end.event, end.records, "1" if end.may_reopen else "")),
+        )
+
+
+class Lane:
+    """The writer to one Redis primary."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.dirty: deque[Outbox] = deque()
+        self.wake = asyncio.Event()
+        self.backlog = 0
+        """Characters of all outboxes that wait."""
+        self.flushes = 0
+        self.entries = 0
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            batch, self.dirty = self.dirty, deque()
+            flights = []
+            for outbox in batch:
+                outbox.queued = False
+                if outbox.take() is not None:
+                    flights.append(outbox)
+            while flights:
+                flights = await self._send(flights)
+
+    async def _send(self, flights: list[Outbox]) -> list[Outbox]:
+        """Send every entry in flight; returns those whose outcome is unknown."""
+        self.flushes += 1
+        self.entries += len(flights)
+        call = self.link.call
+        try:
+            futures = [call(*outbox.command()) for outbox in flights]
+        except StoreUnavailable:
+            await self._reconnected()
+            return flights
+        await asyncio.wait(futures[-1:])  # replies come in order: the last one is the last
+        unknown = []
+        for outbox, future in zip(flights, futures, strict=True):
+            error = future.exception()
+            if error is None:
+                outbox.landed(Verdict(future.result()))
+            else:
+                log.warning("append_unanswered", error=str(error))
+                unknown.append(outbox)
+        if unknown:
+            await self._reconnected()
+            if isinstance(error, StoreReply) and str(error).startswith("NOSCRIPT") and self.link.available:
+                call("SCRIPT", "LOAD", APPEND.source)
+        return unknown
+
+    async def _reconnected(self) -> None:
+        """Wait for a connection; a reply such as LOADING or NOSCRIPT is worth a moment, too."""
+        try:
+            await asyncio.sleep(0.02)
+            await self.link.ready(RECONNECT_SECONDS)
+        except StoreError:
+            log.warning("journal_waits_for_redis", address=str(self.link.address))
+
+
+class Journal:
+    """Every lane of the process."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._owner = TaskOwner("journal")
+        self._lanes: dict[Link, Lane] = {}
+
+    def lane(self, key: bytes) -> Lane:
+        """The lane to the primary of `key`."""
+        link = self.store.link(key)
+        lane = self._lanes.get(link)
+        if lane is None:
+            lane = self._lanes[link] = Lane(link)
+            self._owner.start(lane.run(), str(link.address))
+        return lane
+
+    async def close(self) -> None:
+        """Stop writing; what waits is abandoned."""
+        await self._owner.close()

@@ -1,0 +1,37 @@
+-- Create a message, or tell what stands under its id (G1).
+--
+-- KEYS[1]  record of the message   KEYS[2]  journal   KEYS[3]  standing text
+-- ARGV[1]  fingerprint of the request
+-- ARGV[2]  time to live of the claim, milliseconds
+-- ARGV[3]  `retry_of`: seq of a temporary failure to reopen, or ''
+-- ARGV[4]  most runs of one message
+-- ARGV[5]  fence of the caller without its counter (the node's incarnation)
+-- ARGV[6…] field, value, … of a new record (without fp, state, head, fence, run)
+--
+-- {'new', fence}                        created; the caller owns it
+-- {'reopened', fence, head, attempts, generation, run, records}   a failure was reopened; the caller owns it
+-- {'have', state, head, generation, owner, fence}
+-- {'mismatch'}                          another request stands under this id
+local have = redis.call('HMGET', KEYS[1], 'fp', 'state', 'head', 'gen', 'owner', 'fence', 'retry', 'run', 'attempts', 'records')
+if not have[1] then
+  local fence = '1:' .. ARGV[5]
+  redis.call('HSET', KEYS[1], 'fp', ARGV[1], 'state', 'admitting', 'head', '0', 'run', '1', 'attempts', '0',
+    'owner', ARGV[5], 'fence', fence, unpack(ARGV, 6))
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return {'new', fence}
+end
+if have[1] ~= ARGV[1] then
+  return {'mismatch'}
+end
+if ARGV[3] ~= '' and have[2] == 'failed' and have[7] == '1' and have[3] == ARGV[3]
+    and tonumber(have[8]) < tonumber(ARGV[4]) then
+  local counter = tonumber(string.match(have[6], '^(%d+):')) + 1
+  local fence = string.format('%d:%s', counter, ARGV[5])
+  redis.call('HSET', KEYS[1], 'state', 'admitting', 'owner', ARGV[5], 'fence', fence, 'run', tonumber(have[8]) + 1)
+  redis.call('HDEL', KEYS[1], 'end', 'records', 'retry', 'cancel', 'standing')
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('PERSIST', KEYS[2])
+  redis.call('DEL', KEYS[3])
+  return {'reopened', fence, have[3], have[9], have[4], tostring(tonumber(have[8]) + 1), have[10] or ''}
+end
+return {'have', have[2], have[3], have[4], have[5], have[6]}

@@ -1,0 +1,377 @@
+"""The task that drives one owned message: attempts over its route, their output into the journal, the end.
+
+It outlives the session that asked for it. It may be told to stop (`cancel`), and it stops by itself when the journal
+says that another node owns the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgpack
+import structlog
+
+from protocol.errors import ErrorClass, ProtocolError
+from server.ledger.cost import Price, as_usd
+from server.messages import request as asked
+from server.messages.hub import Hub
+from server.messages.journal import End, Journal, JournalLost, Outbox, Verdict
+from server.messages.scripts import START_ATTEMPT
+from server.messages.state import Happening, State, after
+from server.messages.tally import AttemptTally, user_usage
+from server.routing.attempts import GiveUp, Plan, Reason, Route, Shown, Try
+from server.store.keys import MessageKeys
+from server.store.link import StoreError
+from server.store.store import Store
+from server.upstreams.base import Batch, Call, Driver, Fault, UpstreamFailure
+from server.upstreams.faults import CONSEQUENCES
+
+log = structlog.get_logger("message")
+
+STORE_SECONDS = 5.0
+"""How long a step without a waiting client gives Redis before it is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One upstream endpoint + model + credential, ready to be called."""
+
+    name: str
+    model: str
+    driver: Driver
+    price: Price | None = None
+    prefill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An owned message: its identity, its fence, and what earlier owners left."""
+
+    id: str
+    tag: str
+    keys: MessageKeys
+    fence: bytes
+    generation: bytes
+    run: int
+    request: asked.Request
+    user_tag: str
+    user_hash: str = ""
+    head: int = 0
+    first: int = 1
+    """Seq of the first event this owner writes."""
+    attempts: int = 0
+    records: tuple[Mapping[str, Any], ...] = ()
+    reason: Reason | None = None
+    """Why it runs again: a reopened failure or a takeover."""
+    shown: Shown = field(default_factory=Shown)
+
+
+class Watch(Protocol):
+    """What is told of a message's life, for metrics."""
+
+    def attempt_started(self, target: str) -> None: ...  # noqa: D102
+    def first_content(self, target: str, seconds: float) -> None: ...  # noqa: D102
+    def attempt_ended(self, target: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
+    def message_ended(self, state: str) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a message works with; one for the whole process."""
+
+    store: Store
+    journal: Journal
+    hub: Hub
+    targets: Mapping[str, Target]
+    routes: Mapping[str, Route]
+    watch: Watch
+    event_bytes: int
+    max_bytes: int
+    """Most bytes of visible text of one message; then it ends with `finish_reason: length`."""
+
+
+class Running:
+    """One message that this process generates."""
+
+    def __init__(self, claim: Claim, means: Means) -> None:
+        self.claim = claim
+        self.means = means
+        self.state = State.ADMITTING
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set when the first attempt is allocated; fails with the `ProtocolError` of a refusal."""
+        self.admitted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self.cancel_requested = False
+        self.tallies: list[AttemptTally] = []
+        self.shown = claim.shown
+        self._stop: asyncio.Timeout | None = None
+        self.channel = means.hub.own(claim.tag, claim.keys, claim.head)
+        self.outbox = Outbox(
+            means.journal.lane(claim.keys.record),
+            self.channel,
+            claim.keys,
+            claim.fence,
+            claim.head,
+            claim.first,
+            self._signalled,
+            means.event_bytes,
+        )
+
+    @property
+    def route(self) -> Route:
+        """The route that was asked for."""
+        return self.means.routes[self.claim.request.get("model", "default")]
+
+    def cancel(self) -> None:
+        """Stop generating; what stands is kept. Idempotent."""
+        self.cancel_requested = True
+        self._interrupt()
+
+    def _signalled(self, lost: bool) -> None:
+        """The journal saw a request to cancel, or that this node may not write any more."""
+        if not lost:
+            self.cancel_requested = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._stop is not None and not self._stop.expired():
+            self._stop.reschedule(asyncio.get_running_loop().time())
+
+    async def run(self) -> bool:
+        """Drive the message to its end; False if another node took it, or it could not be admitted."""
+        try:
+            await self._attempts()
+            await self.outbox.flushed()
+        except JournalLost as lost:
+            log.warning("message_lost", id=self.claim.id, tag=self.claim.tag, verdict=lost.verdict.name)
+            self.outbox.abandon()
+            return False
+        except _NotAdmitted:
+            return False
+        finally:
+            if not self.admitted.done():
+                self.admitted.set_exception(ProtocolError("internal", "the message ended before it was admitted"))
+        self.means.watch.message_ended(self.state)
+        return True
+
+    # --- attempts ---------------------------------------------------------------------------------------------------
+
+    async def _attempts(self) -> None:
+        plan = Plan(self.route, self.claim.attempts)
+        step: Try | GiveUp = plan.first(self.shown, self.claim.reason)
+        while isinstance(step, Try):
+            target = self.means.targets[step.target]
+            if not await self._start(step, target):
+                return self._cancelled()
+            tally = self.tallies[-1]
+            try:
+                finish = await self._stream(step, target, tally)
+            except UpstreamFailure as failure:
+                row = CONSEQUENCES[failure.fault]
+                tally.outcome = row.code
+                self._ended(tally)
+                log.info("attempt_failed", id=self.claim.id, target=target.name, fault=failure.fault, why=str(failure))
+                reason = Reason(row.code, _public(failure), row.error_class, _milliseconds(failure))
+                step = plan.after_failure(target.name, reason, row.next_step == "next_target", self.shown)
+                continue
+            if finish is None:
+                tally.outcome = "cancelled"
+                self._ended(tally)
+                return self._cancelled()
+            tally.outcome = "done"
+            self._ended(tally)
+            return self._done(finish, step, tally)
+        return self._failed(step)
+
+    async def _start(self, step: Try, target: Target) -> bool:
+        """Allocate the attempt in the record before anything is spent; False if a stop was asked for."""
+        now = time.time()
+        description = msgpack.packb({"target": target.name, "model": target.model, "started_at": now})
+        args = [self.claim.fence, step.number, description]
+        answer = await self._start_script(args)
+        if answer < 0:
+            raise JournalLost(_verdict(answer))
+        self.state = after(self.state, Happening.DISPATCH)
+        if not self.admitted.done():
+            self.admitted.set_result(None)
+        if answer == 2 or self.cancel_requested:
+            self.cancel_requested = True
+            return False
+        estimate = asked.count_input(self.claim.request.get("messages", []))
+        self.tallies.append(AttemptTally(step.number, target.name, target.model, now, estimate))
+        self.means.watch.attempt_started(target.name)
+        return True
+
+    async def _start_script(self, args: list[Any]) -> int:
+        keys, store = [self.claim.keys.record], self.means.store
+        if not self.admitted.done():
+            try:
+                return int(await store.run(START_ATTEMPT, keys, args))
+            except (StoreError, TimeoutError):
+                self.admitted.set_exception(
+                    ProtocolError("store_unavailable", "Redis does not answer", retry_after_ms=1000)
+                )
+                raise _NotAdmitted from None
+        while True:  # a running message goes on as soon as Redis does; the script may be repeated
+            try:
+                return int(await store.run(START_ATTEMPT, keys, args, seconds=STORE_SECONDS))
+            except (StoreError, TimeoutError):
+                await asyncio.sleep(0.1)
+
+    async def _stream(self, step: Try, target: Target, tally: AttemptTally) -> str | None:
+        """Journal what the target brings; the finish reason, or None if a stop was asked for."""
+        try:
+            async with asyncio.timeout(None) as self._stop:
+                if self.cancel_requested:
+                    return None
+                return await self._pump(step, target, tally)
+        except TimeoutError:
+            if self._stop is None or not self._stop.expired():
+                raise
+            await self.outbox.room()  # raises if the reason was that this node lost the message
+            return None
+        finally:
+            self._stop = None
+
+    async def _pump(self, step: Try, target: Target, tally: AttemptTally) -> str | None:
+        shown_attempt = False
+        async with aclosing(target.driver.stream(self._call(target, step))) as stream:
+            async for batch in stream:
+                tally.take(batch, time.time())
+                if batch.pieces:
+                    if not shown_attempt:
+                        shown_attempt = True
+                        self._show(step, tally)
+                    self._add(batch)
+                    if self.outbox.full:
+                        await self.outbox.room()
+                    if self.outbox.waiting.text_bytes > self.means.max_bytes:
+                        return "length"
+                if batch.finish_reason is not None:
+                    if not shown_attempt:
+                        self._show(step, tally)
+                    return batch.finish_reason
+        raise UpstreamFailure(Fault.BROKEN_STREAM, "the stream ended without a finish reason")
+
+    def _call(self, target: Target, step: Try) -> Call:
+        request = self.claim.request
+        return Call(
+            messages=request.get("messages", []),
+            options=asked.options(request),
+            max_output_tokens=request.get("max_output_tokens"),
+            user=self.claim.user_hash,
+            message_id=self.claim.id,
+        )
+
+    def _show(self, step: Try, tally: AttemptTally) -> None:
+        """The attempt's first content: from here on followers know of it."""
+        if step.mode != "continue":
+            for earlier in self.tallies[:-1]:
+                earlier.stands = False
+            self.shown.structured = asked.wants_structure(self.claim.request)
+        tally.stands = True
+        tally.continues = step.mode == "continue"
+        self.shown.anything = True
+        event: dict[str, Any] = {
+            "attempt": step.number,
+            "target": tally.target,
+            "model": tally.model,
+            "mode": step.mode,
+        }
+        if step.reason is not None:
+            event["reason"] = step.reason.as_dict()
+        self.outbox.attempt(event, step.mode != "continue")
+        if tally.first_content_at is not None:
+            self.means.watch.first_content(tally.target, tally.first_content_at - tally.started_at)
+
+    def _add(self, batch: Batch) -> None:
+        for kind, _ in batch.pieces:
+            if kind == "tool_calls":
+                self.shown.structured = True
+        self.outbox.add(batch.pieces)
+
+    def _ended(self, tally: AttemptTally) -> None:
+        self.means.watch.attempt_ended(tally.target, tally.outcome, time.time() - tally.started_at)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _done(self, finish: str, step: Try, tally: AttemptTally) -> None:
+        self.state = after(self.state, Happening.FINISH)
+        event = {
+            **self._text(),
+            "finish_reason": finish,
+            "usage": user_usage(self.tallies),
+            "cost_usd": as_usd(self._user_cost()),
+            "model": tally.model,
+            "target": tally.target,
+            "attempts": step.number,
+        }
+        if event["cost_usd"] is None:
+            del event["cost_usd"]
+        self._end(event)
+
+    def _cancelled(self) -> None:
+        self.state = after(self.state, Happening.CANCEL)
+        self._end({**self._text(), "usage": user_usage(self.tallies)})
+
+    def _failed(self, verdict: GiveUp) -> None:
+        self.state = after(self.state, Happening.FAIL)
+        error = ProtocolError(
+            verdict.code,
+            verdict.message,
+            retry_after_ms=verdict.retry_after_ms,
+            details=dict(verdict.details) if verdict.details else None,
+            error_class=verdict.error_class,
+        )
+        partial = self.shown.anything and (self._text()["text_bytes"] > 0 or self.shown.structured)
+        event = {"error": error.as_dict(), "usage": user_usage(self.tallies), "partial": partial}
+        self._end(event, error.error_class)
+
+    def _text(self) -> dict[str, Any]:
+        waiting = self.outbox.waiting
+        sha = waiting.text_sha256()
+        return {"text_bytes": waiting.text_bytes, "text_sha256": sha}
+
+    def _end(self, event: dict[str, Any], error_class: ErrorClass = "permanent") -> None:
+        records = [tally.record(self._cost(tally)) for tally in self.tallies]
+        self.outbox.end(
+            event,
+            End(
+                self.state,
+                msgpack.packb(event),
+                msgpack.packb([*self.claim.records, *records]),
+                may_reopen=self.state is State.FAILED and error_class == "temporary",
+            ),
+        )
+
+    def _cost(self, tally: AttemptTally) -> int | None:
+        price = self.means.targets[tally.target].price
+        usage = tally.usage
+        return None if price is None else price.nano_dollars(usage.input, usage.output)
+
+    def _user_cost(self) -> int | None:
+        costs = [self._cost(tally) for tally in self.tallies if tally.stands]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if known else None
+
+
+class _NotAdmitted(Exception):
+    """Redis did not allocate the first attempt; nothing was spent."""
+
+
+def _verdict(answer: int) -> Verdict:
+    return Verdict.FENCED if answer == -1 else Verdict.ENDED
+
+
+def _public(failure: UpstreamFailure) -> str:
+    """What a client may read of a failure: never the provider's own words, which may quote keys or prompts."""
+    return CONSEQUENCES[failure.fault].meaning
+
+
+def _milliseconds(failure: UpstreamFailure) -> int | None:
+    seconds = failure.retry_after_seconds
+    return None if seconds is None else round(seconds * 1000)

@@ -1,0 +1,184 @@
+"""Reading a message back from Redis: pages of its journal, snapshots of what stands, its end.
+
+Memory is bounded: one page is about `PAGE_BYTES`, and a semaphore bounds the pages of the whole process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from server.messages.events import ATTEMPT, CALLS, END, REASONING, TEXT, Entry, Event, merge_calls, unpack
+from server.messages.follow import Frame, snapshot_part
+from server.messages.scripts import PAGE
+from server.store.keys import MessageKeys
+from server.store.store import Store
+
+PAGE_BYTES: Final = 131_072
+"""How much of a journal one read brings, about."""
+PAGES_AT_ONCE: Final = 32
+"""Most pages being read at once in one process."""
+READ_SECONDS: Final = 5.0
+
+END_STATES: Final = frozenset({"done", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a reader needs of a message's record."""
+
+    state: str
+    head: int
+    base: int
+    """Seq of the attempt event since which the text stands."""
+    end: dict[str, Any] | None
+    standing: tuple[int, int, int] | None
+    """Bytes of text, reasoning and tool calls kept beside the journal."""
+    conversation: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the message has ended."""
+        return self.state in END_STATES
+
+
+class Reader:
+    """Reads journals for every session of the process."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
+
+    async def record(self, keys: MessageKeys, seconds: float = READ_SECONDS) -> Record | None:
+        """The message's record; None if there is none. Raises `StoreError` or `TimeoutError`."""
+        state, head, base, end, standing, conversation = await self.store.call(
+            keys.record,
+            "HMGET",
+            keys.record,
+            "state",
+            "head",
+            "base",
+            "end",
+            "standing",
+            "conversation",
+            seconds=seconds,
+        )
+        if state is None:
+            return None
+        return Record(
+            state=state.decode(),
+            head=int(head),
+            base=int(base or 0),
+            end=msgpack.unpackb(end) if end else None,
+            standing=tuple(msgpack.unpackb(standing)) if standing else None,
+            conversation=conversation.decode() if conversation else None,
+        )
+
+    async def page(self, keys: MessageKeys, cursor: int, inclusive: bool = True) -> list[Entry]:
+        """Entries from the one that holds `cursor` on (`inclusive`), or those after it; empty at the head."""
+        start = f"{cursor}-0" if inclusive else f"({cursor}-0"
+        async with self._pages:
+            packed = await self.store.run(PAGE, [keys.journal], [start, PAGE_BYTES], seconds=READ_SECONDS)
+        return [unpack(data) for data in packed]
+
+    async def snapshot(
+        self, message_id: str, keys: MessageKeys, record: Record, limit: int
+    ) -> AsyncGenerator[Frame, None]:
+        """The parts of a snapshot at the record's head, each with at most about `limit` bytes of content.
+
+        It breaks off without a `last` part if a restart comes in between; then it is to begin anew.
+        """
+        part, attempt, seq = 0, 0, record.head
+        held: list[Event] = []
+        async for event in self._standing(keys, record):
+            if event[0] == ATTEMPT:
+                if part and event[1]["mode"] != "continue":
+                    return
+                attempt = event[1]["attempt"]
+                continue
+            if held and _size(held) + _size([event]) > limit:
+                part += 1
+                yield snapshot_part(message_id, seq, attempt, part, False, held)
+                held = []
+            held.append(event)
+        if record.ended:
+            seq -= 1  # the end event has the head's number and follows
+        yield snapshot_part(message_id, seq, attempt, part + 1, True, held)
+
+    async def _standing(self, keys: MessageKeys, record: Record) -> AsyncGenerator[Event, None]:
+        """Events since the last restart up to the record's head, from the journal or from what was kept of it."""
+        cursor, inclusive, found = record.base, True, record.head == 0
+        while cursor < record.head:
+            entries = await self.page(keys, cursor, inclusive)
+            if not entries:
+                break
+            found = True
+            for entry in entries:
+                first = max(entry.first, record.base)
+                for offset, event in enumerate(entry.events[first - entry.first :]):
+                    if first + offset > record.head or event[0] == END:
+                        return
+                    yield event
+            cursor, inclusive = entries[-1].last, False
+        if not found and record.standing is not None:
+            async for event in self._kept(keys, record.standing):
+                yield event
+
+    async def _kept(self, keys: MessageKeys, lengths: Sequence[int]) -> AsyncGenerator[Event, None]:
+        """The kept text, reasoning and tool calls, by the page."""
+        start = 0
+        for kind, length in zip((TEXT, REASONING), lengths, strict=False):
+            end = start + length
+            while start < end:
+                stop = min(start + PAGE_BYTES // 8, end)
+                async with self._pages:
+                    data = await self.store.call(
+                        keys.standing, "GETRANGE", keys.standing, start, min(stop + 3, end) - 1, seconds=READ_SECONDS
+                    )
+                if not data:
+                    return
+                data = _whole_characters(data, stop - start)
+                start += len(data)
+                yield kind, data.decode()
+        if lengths[2]:
+            data = await self.store.call(
+                keys.standing, "GETRANGE", keys.standing, start, start + lengths[2] - 1, seconds=READ_SECONDS
+            )
+            for call in msgpack.unpackb(data) if data else []:
+                yield CALLS, [call]
+
+
+def _whole_characters(data: bytes, size: int) -> bytes:
+    """At most `size` bytes of UTF-8 and up to three more, to end on a whole character."""
+    while size < len(data) and data[size] & 0xC0 == 0x80:
+        size += 1
+    return data[:size]
+
+
+def _size(events: Sequence[Event]) -> int:
+    return sum(len(body) if isinstance(body, str) else len(str(body)) for _, body in events)
+
+
+class Standing:
+    """Gathers what stands at the end, event by event, for `finalize`."""
+
+    def __init__(self) -> None:
+        self.text: list[bytes] = []
+        self.reasoning: list[bytes] = []
+        self.calls: list[dict[str, Any]] = []
+
+    def add(self, event: Event) -> None:
+        """Take one event of the log."""
+        kind, body = event[0], event[1]
+        if kind == TEXT:
+            self.text.append(body.encode())
+        elif kind == REASONING:
+            self.reasoning.append(body.encode())
+        elif kind == CALLS:
+            merge_calls(self.calls, body)
+        elif kind == ATTEMPT and body["mode"] != "continue":
+            self.text, self.reasoning, self.calls = [], [], []

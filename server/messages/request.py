@@ -1,0 +1,76 @@
+"""What was asked for, as it is stored and as it is compared.
+
+The fingerprint decides whether two sends of one id ask for the same thing: SHA-256 over the canonical JSON (in the
+manner of RFC 8785) of the typed request, absent and default fields left out. Not in it: the id, where to resume,
+`retry_of`, `on_busy`, metadata, and the door it came through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import orjson
+
+from protocol.frames import Send
+
+FINGERPRINT_VERSION: Final = b"1:"
+_NOT_IN_IT: Final = {"type", "id", "after", "retry_of", "on_busy", "metadata"}
+_NOT_STORED: Final = {"type", "id", "after", "retry_of"}
+_OPTIONS: Final = ("temperature", "top_p", "stop", "seed", "tools", "tool_choice", "response_format")
+
+Request = dict[str, Any]
+"""A stored request: the fields of `send` that were given."""
+
+
+def stored(send: Send) -> Request:
+    """The whole request, so that another node can run it."""
+    return send.model_dump(exclude=_NOT_STORED, exclude_defaults=True)
+
+
+def fingerprint(send: Send) -> bytes:
+    """Versioned hash of what was asked for."""
+    fields = send.model_dump(exclude=_NOT_IN_IT, exclude_defaults=True)
+    canonical = orjson.dumps(_canonical(fields), option=orjson.OPT_SORT_KEYS)
+    return FINGERPRINT_VERSION + hashlib.sha256(canonical).hexdigest().encode()
+
+
+def _canonical(value: Any) -> Any:
+    """Numbers as ECMAScript prints them: 1.0 is 1; absent members are left out."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items() if item is not None}
+    return [_canonical(item) for item in value] if isinstance(value, list) else value
+
+
+def pack(request: Request) -> bytes:
+    """As it stands in Redis."""
+    return orjson.dumps(request)
+
+
+def unpack(data: bytes) -> Request:
+    """The request in `data`."""
+    request: Request = orjson.loads(data)
+    return request
+
+
+def options(request: Request) -> dict[str, Any]:
+    """The sampling options and tools that were given, in the chat-completions format."""
+    return {name: request[name] for name in _OPTIONS if request.get(name) is not None}
+
+
+def wants_structure(request: Request) -> bool:
+    """Whether the answer must parse as a whole, so that it can't be continued by another model."""
+    kind = (request.get("response_format") or {}).get("type")
+    return kind in ("json_object", "json_schema")
+
+
+def count_input(messages: list[dict[str, Any]]) -> int:
+    """An upper-bound estimate of input tokens where no provider told: a token per three bytes, four per message."""
+    total = 0
+    for message in messages:
+        content = message.get("content")
+        text = content if isinstance(content, str) else "".join(p.get("text", "") for p in content or [])
+        total += 4 + (len(text.encode()) + 2) // 3
+    return total

@@ -1,0 +1,22 @@
+"""The scripts of this room, loaded once; each file describes its KEYS and ARGV at its head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from server.store.store import Script
+
+_LUA: Final = Path(__file__).parent / "lua"
+
+CLAIM: Final = Script.load(_LUA / "claim_v1.lua")
+START_ATTEMPT: Final = Script.load(_LUA / "start_attempt_v1.lua")
+APPEND: Final = Script.load(_LUA / "append_v1.lua")
+RELEASE: Final = Script.load(_LUA / "release_v1.lua")
+CANCEL: Final = Script.load(_LUA / "cancel_v1.lua")
+PAGE: Final = Script.load(_LUA / "page_v1.lua")
+FINALIZE: Final = Script.load(_LUA / "finalize_v1.lua")
+ALL: Final = (CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE)
+
+MAX_RUNS: Final = 5
+"""How often one message may run: the first time and four times reopened by `retry_of`."""

@@ -1,0 +1,91 @@
+"""Counting what each attempt of a message used, and what of it the user pays. Pure.
+
+The user pays the attempts whose text stands, and their input once; withdrawn text, hedges and crashed attempts are
+the operator's (`payer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from server.upstreams.base import Batch, TokenUsage
+
+Source = Literal["provider", "counted", "none"]
+
+
+@dataclass(slots=True)
+class AttemptTally:
+    """One attempt: what it brought, how it ended. Times are Unix seconds."""
+
+    number: int
+    target: str
+    model: str
+    started_at: float
+    input_estimate: int
+    first_content_at: float | None = None
+    chunks: int = 0
+    provider: TokenUsage | None = None
+    outcome: str = "running"
+    """`done`, `cancelled`, or the code of its failure."""
+    stands: bool = False
+    """Whether its text is part of the final answer."""
+    continues: bool = False
+    """Whether it went on with the text of the attempt before it."""
+
+    def take(self, batch: Batch, now: float) -> None:
+        """Count one batch."""
+        self.chunks += batch.chunks
+        if batch.pieces and self.first_content_at is None:
+            self.first_content_at = now
+        if batch.usage is not None:
+            self.provider = batch.usage
+        if batch.model is not None:
+            self.model = batch.model
+
+    @property
+    def source(self) -> Source:
+        """Where the numbers come from."""
+        return "provider" if self.provider is not None else "counted" if self.chunks else "none"
+
+    @property
+    def usage(self) -> TokenUsage:
+        """The provider's numbers; else what was counted, input only if there was output."""
+        if self.provider is not None:
+            return self.provider
+        return TokenUsage(self.input_estimate if self.chunks else 0, self.chunks)
+
+    def record(self, nano_dollars: int | None) -> dict[str, Any]:
+        """The usage record of this attempt, keyed (message, attempt) in the ledger."""
+        usage = self.usage
+        first = self.first_content_at
+        return {
+            "attempt": self.number,
+            "target": self.target,
+            "model": self.model,
+            "outcome": self.outcome,
+            "payer": "user" if self.stands else "operator",
+            "source": self.source,
+            "input_tokens": usage.input,
+            "output_tokens": usage.output,
+            "cached_tokens": usage.cached,
+            "reasoning_tokens": usage.reasoning,
+            "cost_nano_usd": nano_dollars,
+            "started_at": self.started_at,
+            "first_token_ms": None if first is None else round((first - self.started_at) * 1000),
+        }
+
+
+def user_usage(tallies: list[AttemptTally]) -> dict[str, int]:
+    """The `usage` of the end frame: what stands, its input once."""
+    standing = [tally for tally in tallies if tally.stands]
+    usages = [tally.usage for tally in standing]
+    first = usages[0] if usages else TokenUsage(0, 0)
+    output = sum(usage.output for usage in usages)
+    return {
+        "input_tokens": first.input,
+        "output_tokens": output,
+        "total_tokens": first.input + output,
+        "cached_tokens": first.cached,
+        "reasoning_tokens": sum(usage.reasoning for usage in usages),
+    }

@@ -1,0 +1,283 @@
+"""The processes of `tidewire serve`: one node, or a supervisor over the embedded parts and several nodes.
+
+Where nothing is embedded and one node is asked for, the node is the process itself. Otherwise the embedded Redis,
+the embedded model and the litellm workers belong to a supervisor, never to a node, so that a node may die and be
+replaced without them; nodes end when their supervisor does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import structlog
+import uvicorn
+import uvloop
+
+from server.access.credentials import target_specs
+from server.app import build
+from server.config import Settings
+from server.node import Node, NodeParts
+from server.store.embedded import EmbeddedRedis
+from server.store.link import StoreError
+from server.telemetry.tasks import TaskOwner
+from server.upstreams.registry import UpstreamOwner, UpstreamParts
+
+log = structlog.get_logger("process")
+
+BACKLOG: Final = 2048
+RESTART_SECONDS: Final = 1.0
+"""How long after its death a node is replaced."""
+CLOSE_SECONDS: Final = 5
+"""How long connections may take to end once a node has drained."""
+
+
+class CannotStart(Exception):
+    """The server could not start; the text says what to do."""
+
+
+def serve(settings: Settings, announce: Callable[[str], None] = print) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. `announce` is told the address once requests are served.
+
+    Raises `CannotStart`.
+    """
+    listener = _bind(settings.server.host, settings.server.port)
+    needs_supervisor = settings.server.workers > 1 or settings.redis.url == "embedded" or _embeds(settings)
+    run = _supervise if needs_supervisor else _single
+    with listener:
+        return uvloop.run(run(settings, listener, announce))
+
+
+def _embeds(settings: Settings) -> bool:
+    return any(target.driver != "openai" for target in settings.targets.values())
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address to open in a browser."""
+    host, port = listener.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+# --- one node -------------------------------------------------------------------------------------------------------
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: the node drains first."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; tells when it is done."""
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+async def _serve_node(node: Node, listener: socket.socket, stop: asyncio.Event, started: Callable[[], None]) -> None:
+    """Serve until `stop`, then drain and close."""
+    settings = node.settings.server
+    server = _Uvicorn(
+        uvicorn.Config(
+            build(node),
+            ws="websockets-sansio",
+            ws_max_size=settings.max_frame_bytes,
+            ws_ping_interval=settings.heartbeat_seconds,
+            ws_ping_timeout=settings.heartbeat_seconds,
+            ws_per_message_deflate=False,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+    )
+    owner = TaskOwner("server")
+    serving = owner.start(server.serve([listener]), "uvicorn")
+    up = owner.start(server.up.wait(), "up")
+    stopping = owner.start(stop.wait(), "stop")
+    try:
+        await asyncio.wait({serving, up}, return_when=asyncio.FIRST_COMPLETED)
+        if not up.done():
+            raise CannotStart("the node did not start; see the log")
+        started()
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await node.drain()
+        server.should_exit = True
+        await asyncio.wait({serving})
+    finally:
+        await owner.close()
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT ask to stop."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _single(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> int:
+    stop = asyncio.Event()
+    parts = NodeParts(settings.redis.url, UpstreamParts())
+    with _signals(stop):
+        node = Node(settings, parts, os.environ)
+        await _check_redis(parts.redis_url)
+        await _serve_node(node, listener, stop, lambda: announce(address_of(listener)))
+    return 0
+
+
+async def _check_redis(url: str) -> None:
+    from server.store.store import Store
+
+    try:
+        store = await Store.connect(url, ())
+    except (StoreError, ValueError) as error:
+        raise CannotStart(f"{error}. Is it running? `tidewire doctor` checks it.") from None
+    await store.close()
+
+
+# --- a supervisor over several --------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _parts(settings: Settings) -> AsyncGenerator[NodeParts, None]:
+    """Start what is embedded; stop it at the end, after the nodes."""
+    async with AsyncExitStack() as stack:
+        url = settings.redis.url
+        if url == "embedded":
+            redis = await stack.enter_async_context(EmbeddedRedis(settings.redis.data_dir))
+            url = redis.url
+        upstreams = await stack.enter_async_context(UpstreamOwner(target_specs(settings, os.environ)))
+        yield NodeParts(url, upstreams.parts)
+
+
+async def _supervise(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> int:
+    stop = asyncio.Event()
+    with _signals(stop):
+        async with _parts(settings) as parts:
+            await _check_redis(parts.redis_url)
+            async with asyncio.TaskGroup() as nodes:
+                ready = asyncio.Event()
+                for number in range(settings.server.workers):
+                    nodes.create_task(_keep_node(number, settings, parts, listener, stop, ready.set))
+                first = nodes.create_task(ready.wait())
+                over = nodes.create_task(stop.wait())
+                await asyncio.wait({first, over}, return_when=asyncio.FIRST_COMPLETED)
+                if not stop.is_set():
+                    announce(address_of(listener))
+                first.cancel()
+    return 0
+
+
+async def _keep_node(
+    number: int,
+    settings: Settings,
+    parts: NodeParts,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+) -> None:
+    """Run one node process, replace it when it dies, ask it to drain when `stop` is set."""
+    context = get_context("spawn")
+    while not stop.is_set():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_node_process, args=(settings, parts, listener, theirs), name=f"node-{number}")
+        process.start()
+        theirs.close()
+        try:
+            await _watch_node(process, ours, stop, ready)
+        finally:
+            if process.is_alive():
+                process.kill()
+            process.join()
+            ours.close()
+        if not stop.is_set():
+            log.error("node_died", node=number, exit_code=process.exitcode)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESTART_SECONDS):
+                    await stop.wait()
+
+
+async def _watch_node(process: Any, pipe: Connection, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    dead = asyncio.Event()
+
+    def heard() -> None:
+        try:
+            pipe.recv_bytes()
+            ready()
+        except (EOFError, OSError):
+            loop.remove_reader(pipe.fileno())
+
+    loop.add_reader(process.sentinel, dead.set)
+    loop.add_reader(pipe.fileno(), heard)
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = group.create_task(stop.wait())
+            died = group.create_task(dead.wait())
+            await asyncio.wait({asked, died}, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done() and not died.done():
+                process.terminate()
+            await died
+            asked.cancel()
+    finally:
+        loop.remove_reader(process.sentinel)
+        loop.remove_reader(pipe.fileno())
+
+
+def _node_process(settings: Settings, parts: NodeParts, listener: socket.socket, pipe: Connection) -> None:
+    """The body of a node process."""
+    from server.telemetry.logs import configure
+
+    configure(os.environ)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    listener.setblocking(False)
+    uvloop.run(_child_node(settings, parts, listener, pipe))
+
+
+async def _child_node(settings: Settings, parts: NodeParts, listener: socket.socket, pipe: Connection) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+    def parent_gone() -> None:
+        log.error("supervisor_gone")
+        os._exit(1)
+
+    loop.add_reader(pipe.fileno(), parent_gone)
+    node = Node(settings, parts, os.environ)
+    await _serve_node(node, listener, stop, lambda: pipe.send_bytes(b"ready"))
+    loop.remove_reader(pipe.fileno())

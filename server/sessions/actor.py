@@ -1,0 +1,290 @@
+"""One WebSocket connection: its actor. Owns auth state, the followed messages and a cursor in each.
+
+Three tasks live exactly as long as the connection: one reads frames, one writes what `Outbound` makes of the cursors,
+one reads pages from Redis. Nothing a client sends ends the session but what the close codes list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from protocol.codec import Codec, DecodeError
+from protocol.errors import CloseCode, ProtocolError
+from protocol.frames import HELLO_SECONDS, Frame, Hello, parse_client_frame
+from server.access.identity import Principal
+from server.messages.service import Found, Messages, unavailable
+from server.sessions.outbound import Outbound, error_frame
+from server.store.link import StoreError
+
+log = structlog.get_logger("session")
+
+MALFORMED_ALLOWED: Final = 10
+"""So many WebSocket messages may be undecodable before the peer is taken for something else."""
+FOLLOWS_ALLOWED: Final = 512
+"""Most messages one session may follow at once."""
+IN_FLIGHT: Final = 64
+"""Most frames of one session being handled at once; then reading pauses."""
+EXPIRY_GRACE_SECONDS: Final = 60.0
+"""How long a socket stays open after its token has expired."""
+
+
+class Authenticates(Protocol):
+    """Turns a token into who is asking."""
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """Raises `ProtocolError`: `unauthenticated`, `token_expired`."""
+        ...
+
+
+class SessionWatch(Protocol):
+    """What is told of sessions, for metrics."""
+
+    def session_opened(self) -> None: ...  # noqa: D102
+    def session_closed(self, seconds: float) -> None: ...  # noqa: D102
+    def frame_received(self, kind: str) -> None: ...  # noqa: D102
+    def frames_sent(self, size: int) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class SessionMeans:
+    """What every session works with."""
+
+    messages: Messages
+    authenticator: Authenticates
+    watch: SessionWatch
+    max_frame_bytes: int
+
+
+class Closing(Exception):
+    """The session is to be closed with this code."""
+
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class Session:
+    """See the module."""
+
+    def __init__(self, socket: WebSocket, codec: Codec, means: SessionMeans) -> None:
+        self.id = secrets.token_hex(8)
+        self.socket = socket
+        self.codec = codec
+        self.means = means
+        self.messages = means.messages
+        self.hub = means.messages.means.hub
+        self.out = Outbound(codec, means.messages.reader, means.max_frame_bytes)
+        self.who: Principal | None = None
+        self.opened_at = time.monotonic()
+        self._malformed = 0
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._pending: dict[str, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup
+        self._deadline: asyncio.TimerHandle | None = None
+        self._closing: Closing | None = None
+
+    async def run(self) -> None:
+        """Serve the connection until it ends; never raises for what the peer does."""
+        self.means.watch.session_opened()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._close_after(HELLO_SECONDS, Closing(CloseCode.HELLO_TIMEOUT, "no hello in time"))
+                self._tasks.create_task(self._write(), name=f"session {self.id}: write")
+                self._tasks.create_task(self.out.read_pages(), name=f"session {self.id}: pages")
+                await self._read()
+        except* (WebSocketDisconnect, Closing) as ending:
+            await self._end(ending)
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            for tag in list(self.out.follows):
+                self.unfollow(tag)
+            self.means.watch.session_closed(time.monotonic() - self.opened_at)
+
+    async def _end(self, ending: BaseExceptionGroup[Any]) -> None:
+        closing = next((error for error in _leaves(ending) if isinstance(error, Closing)), None)
+        if closing is not None:
+            try:
+                async with asyncio.timeout(1.0):
+                    await self.socket.close(closing.code, closing.reason)
+            except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+                pass  # the peer does not read or has gone: there is nobody to tell
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message.get("code", 1005))
+            await self.out.control_room()
+            data = message.get("text")
+            await self._take(message["bytes"] if data is None else data)
+
+    async def _take(self, data: bytes | str) -> None:
+        try:
+            frames = self.codec.decode(data)
+        except DecodeError as error:
+            self._malformed += 1
+            if self._malformed > MALFORMED_ALLOWED:
+                raise Closing(CloseCode.MALFORMED, "what arrives is not this protocol") from None
+            self.say(error_frame(None, None, ProtocolError("invalid_frame", str(error)).as_dict()))
+            return
+        for raw in frames:
+            await self._frame(raw)
+
+    async def _frame(self, raw: dict[str, Any]) -> None:
+        kind = raw.get("type")
+        try:
+            frame = parse_client_frame(raw)
+            self.means.watch.frame_received(str(kind))
+            if self.who is None and not isinstance(frame, Hello):
+                raise ProtocolError("unauthenticated", "send `hello` first")
+            await self._dispatch(frame)
+        except ProtocolError as error:
+            self.refuse(raw, error)
+
+    async def _dispatch(self, frame: Frame) -> None:
+        """Frames about one message keep their order; those about different ones don't wait for each other."""
+        message_id = getattr(frame, "id", None)
+        if message_id is None:
+            await HANDLERS[type(frame)](self, frame)
+            return
+        await self._slots.acquire()
+        before = self._pending.get(message_id)
+        task = self._tasks.create_task(self._in_turn(frame, before), name=f"session {self.id}: {message_id}")
+        self._pending[message_id] = task
+        task.add_done_callback(lambda done: self._handled(message_id, done))
+
+    def _handled(self, message_id: str, task: asyncio.Task[None]) -> None:
+        self._slots.release()
+        if self._pending.get(message_id) is task:
+            del self._pending[message_id]
+
+    async def _in_turn(self, frame: Frame, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            await HANDLERS[type(frame)](self, frame)
+        except ProtocolError as error:
+            self.refuse(frame.model_dump(include={"type", "id"}), error)
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        out, send = self.out, self.socket.send
+        field = "bytes" if self.codec.binary else "text"
+        while True:
+            data = out.take()
+            self._unfollow_finished()
+            if data is None:
+                if self._closing is not None:
+                    raise self._closing
+                out.something.clear()
+                await out.something.wait()
+                continue
+            await send({"type": "websocket.send", field: data if field == "bytes" else data.decode()})
+            self.means.watch.frames_sent(len(data))
+
+    def _unfollow_finished(self) -> None:
+        finished = self.out.finished
+        while finished:
+            self.hub.unfollow(finished.pop().tag, self.out)
+
+    def say(self, frame: dict[str, Any]) -> None:
+        """Put an answer before all data."""
+        self.out.put(frame)
+
+    def refuse(self, frame: dict[str, Any], error: ProtocolError) -> None:
+        """Answer a frame that could not be served."""
+        kind, message_id = frame.get("type"), frame.get("id")
+        self.say(
+            error_frame(
+                kind if isinstance(kind, str) else None,
+                message_id if isinstance(message_id, str) and len(message_id) <= 64 else None,
+                error.as_dict(),
+            )
+        )
+
+    def close_soon(self, closing: Closing) -> None:
+        """Close as soon as what was said has gone out."""
+        self._closing = self._closing or closing
+        self.out.something.set()
+
+    def _close_after(self, seconds: float, closing: Closing) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.close_soon, closing)
+
+    # --- who and what -----------------------------------------------------------------------------------------------
+
+    @property
+    def principal(self) -> Principal:
+        """Who is asking; only after `hello`."""
+        assert self.who is not None
+        return self.who
+
+    def check_not_expired(self) -> None:
+        """Raises `ProtocolError("token_expired")` where a new message would need a valid token."""
+        expires = self.principal.expires_at
+        if expires is not None and time.time() >= expires:
+            raise ProtocolError("token_expired", "renew the token with `auth`, then ask again")
+
+    def admit(self, who: Principal) -> int | None:
+        """Take on an identity; the seconds until it expires."""
+        self.who = who
+        if who.expires_at is None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            return None
+        seconds = max(0.0, who.expires_at - time.time())
+        self._close_after(seconds + EXPIRY_GRACE_SECONDS, Closing(CloseCode.UNAUTHENTICATED, "the token expired"))
+        return int(seconds)
+
+    async def follow(self, found: Found, after: int, receipt_only: bool = False) -> None:
+        """Follow a message from `after`. Raises `ProtocolError`."""
+        if found.ended and after == found.head:
+            return
+        if len(self.out.follows) >= FOLLOWS_ALLOWED and found.tag not in self.out.follows:
+            raise ProtocolError("too_many_messages", f"one connection follows at most {FOLLOWS_ALLOWED} messages")
+        try:
+            channel = await self.hub.follow(found.tag, found.keys, self.out, found.head, found.ended)
+        except (StoreError, TimeoutError):
+            raise unavailable() from None
+        self.out.follow(found.id, found.tag, channel, after, receipt_only)
+
+    def unfollow(self, tag: str) -> None:
+        """Stop following."""
+        self.out.drop(tag)
+        self.hub.unfollow(tag, self.out)
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+Handler = Callable[[Session, Any], Awaitable[None]]
+HANDLERS: Final[dict[type[Frame], Handler]] = {}
+"""Frame type → handler; `server.sessions.handlers` fills it."""
+
+
+def handles(frame: type[Frame]) -> Callable[[Handler], Handler]:
+    """Register a handler."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS[frame] = handler
+        return handler
+
+    return register

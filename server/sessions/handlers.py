@@ -1,0 +1,160 @@
+"""One handler per frame type. A `ProtocolError` raised here becomes the `error` frame that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, NoReturn
+
+from protocol.errors import CloseCode, ProtocolError
+from protocol.frames import (
+    HEARTBEAT_SECONDS,
+    Auth,
+    Cancel,
+    Detach,
+    Hello,
+    History,
+    Ping,
+    Resume,
+    ResumePoint,
+    Send,
+    Subscribe,
+    Unsubscribe,
+)
+from server.messages.service import Found
+from server.sessions.actor import Closing, Session, handles
+from server.sessions.outbound import error_frame
+
+
+@handles(Hello)
+async def hello(session: Session, frame: Hello) -> None:
+    """Credentials and every resume in one round trip."""
+    if session.who is not None:
+        raise ProtocolError("invalid_frame", "`hello` was said already; use `auth` to renew credentials")
+    try:
+        who = await session.means.authenticator.authenticate(frame.token)
+    except ProtocolError as error:
+        session.refuse({"type": "hello"}, error)
+        code = CloseCode.FORBIDDEN_ORIGIN if error.code == "forbidden" else CloseCode.UNAUTHENTICATED
+        session.close_soon(Closing(code, error.code))
+        return
+    expires = session.admit(who)
+    active, found = await asyncio.gather(
+        session.messages.active(who), asyncio.gather(*(_find(session, point) for point in frame.resume))
+    )
+    known = [message for message in found if isinstance(message, Found)]
+    welcome: dict[str, Any] = {
+        "type": "welcome",
+        "session": session.id,
+        "user": who.user,
+        "tier": who.tier,
+        "heartbeat_seconds": HEARTBEAT_SECONDS,
+        "max_frame_bytes": session.means.max_frame_bytes,
+        "resumed": [_head(message) for message in known],
+        "active": [_head(message) for message in active],
+        "server_time": time.time(),
+        "limits": [],
+    }
+    if expires is not None:
+        welcome["expires_in_seconds"] = expires
+    session.say(welcome)
+    for point, message in zip(frame.resume, found, strict=True):
+        if isinstance(message, ProtocolError):
+            session.say(error_frame("hello", point.id, message.as_dict()))
+            continue
+        try:
+            await session.follow(message, point.after)
+        except ProtocolError as error:
+            session.say(error_frame("hello", point.id, error.as_dict()))
+
+
+async def _find(session: Session, point: ResumePoint) -> Found | ProtocolError:
+    try:
+        return await session.messages.find(session.principal, point.id)
+    except ProtocolError as error:
+        return error
+
+
+def _head(message: Found) -> dict[str, Any]:
+    head: dict[str, Any] = {"id": message.id, "state": message.state, "seq": message.head}
+    if message.conversation is not None:
+        head["conversation"] = message.conversation
+    return head
+
+
+@handles(Send)
+async def send(session: Session, frame: Send) -> None:
+    """Ask for a message; the same id again attaches and replays."""
+    session.check_not_expired()
+    for name, value in (("conversation", frame.conversation), ("prompt", frame.prompt)):
+        if value is not None:
+            raise ProtocolError("not_supported", f"`{name}` is not served yet; send `messages`")
+    found = await session.messages.ask(session.principal, frame)
+    session.say(_accepted(found))
+    await session.follow(found, frame.after)
+
+
+@handles(Resume)
+async def resume(session: Session, frame: Resume) -> None:
+    """Follow a message from a point; never starts a generation."""
+    found = await session.messages.find(session.principal, frame.id)
+    session.say(_accepted(found))
+    await session.follow(found, frame.after)
+
+
+def _accepted(found: Found) -> dict[str, Any]:
+    return {
+        "type": "accepted",
+        "id": found.id,
+        "replay": found.replay,
+        "state": found.state,
+        "seq": found.head,
+    }
+
+
+@handles(Detach)
+async def detach(session: Session, frame: Detach) -> None:
+    """Stop following; the message goes on."""
+    tag = session.out.by_id.get(frame.id)
+    if tag is None:
+        await session.messages.find(session.principal, frame.id)  # `message_unknown`, unless it has just ended
+        return
+    session.unfollow(tag)
+
+
+@handles(Cancel)
+async def cancel(session: Session, frame: Cancel) -> None:
+    """Stop generating; whoever asked gets the receipt, also without following."""
+    found = await session.messages.cancel(session.principal, frame.id)
+    if found.tag not in session.out.follows:
+        await session.follow(found, max(0, found.head - 1), receipt_only=True)
+
+
+@handles(Auth)
+async def auth(session: Session, frame: Auth) -> None:
+    """Renew credentials; the identity must stay the same."""
+    who = await session.means.authenticator.authenticate(frame.token)
+    old = session.principal
+    if (who.tenant, who.kind, who.user) != (old.tenant, old.kind, old.user):
+        raise ProtocolError("forbidden", "`auth` may not change who you are; open a new connection")
+    session.admit(who)
+
+
+@handles(Ping)
+async def ping(session: Session, frame: Ping) -> None:
+    """Application heartbeat: tells the head of every followed message, so that a lost ending is noticed."""
+    pong: dict[str, Any] = {
+        "type": "pong",
+        "open": [{"id": follow.id, "seq": follow.channel.head} for follow in session.out.follows.values()],
+    }
+    if frame.nonce is not None:
+        pong["nonce"] = frame.nonce
+    session.say(pong)
+
+
+@handles(Subscribe)
+@handles(Unsubscribe)
+@handles(History)
+async def conversations(session: Session, frame: Subscribe | Unsubscribe | History) -> NoReturn:
+    """Conversations kept by the server are not there yet."""
+    raise ProtocolError("not_supported", "conversations are not served yet; send `messages`")

@@ -1,0 +1,306 @@
+"""What a session has to say, made only when its socket can take it (G5).
+
+No output is ever queued per connection: a followed message costs a cursor. When the socket can take more, `take`
+builds one WebSocket message from control frames and from whatever lies after the cursors *now*; so load makes batches
+larger by itself. Messages take turns, and control frames overtake data. What a tail in memory cannot serve is read
+from Redis by the page, one page per session at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+from typing import Any, Final
+
+import structlog
+
+from protocol.codec import Codec
+from server.messages.events import END, Entry
+from server.messages.follow import Frame, Hole, next_frame
+from server.messages.hub import Channel, Encoded
+from server.messages.reader import Reader
+from server.store.link import StoreError
+
+log = structlog.get_logger("session")
+
+CONTROL_FRAMES: Final = 256
+"""Most answers waiting for a socket; then reading from that socket pauses."""
+MESSAGE_BYTES: Final = 65_536
+"""About how much several frames in one WebSocket message may have together."""
+DELTA_BYTES: Final = 131_072
+"""Most text merged into one delta."""
+JSON_GROWTH: Final = 6
+"""A control character of one byte takes six in JSON (RFC 8259 section 7)."""
+FRAME_OVERHEAD: Final = 1024
+ENCODED_KEPT: Final = 4
+PAGE_RETRY_SECONDS: Final = 0.25
+
+
+def text_limit(max_frame_bytes: int) -> int:
+    """How many bytes of text fit into one frame of `max_frame_bytes`, in the worst case."""
+    return max(1, min(DELTA_BYTES, (max_frame_bytes - FRAME_OVERHEAD) // JSON_GROWTH))
+
+
+class Follow:
+    """One message as this session follows it."""
+
+    __slots__ = ("channel", "cursor", "id", "page", "queued", "receipt_only", "snapshot", "tag", "wants_snapshot")
+
+    def __init__(self, message_id: str, tag: str, channel: Channel, cursor: int, receipt_only: bool) -> None:
+        self.id = message_id
+        self.tag = tag
+        self.channel = channel
+        self.cursor = cursor
+        self.receipt_only = receipt_only
+        """Only the end is wanted: a device that asked for a stop without following."""
+        self.page: list[Entry] | None = None
+        self.snapshot: Frame | None = None
+        """A part that waits to be sent."""
+        self.wants_snapshot = False
+        self.queued = False
+
+
+class Outbound:
+    """See the module. One per session; `take` and `wake` are called from the event loop only."""
+
+    def __init__(self, codec: Codec, reader: Reader, max_frame_bytes: int) -> None:
+        self.codec = codec
+        self.reader = reader
+        self.limit = text_limit(max_frame_bytes)
+        self.follows: dict[str, Follow] = {}
+        self.by_id: dict[str, str] = {}
+        self.something = asyncio.Event()
+        """Set when `take` may have something."""
+        self.finished: list[Follow] = []
+        """Follows whose end has been taken; the session unfollows them."""
+        self._control: deque[bytes] = deque()
+        self._control_room = asyncio.Event()
+        self._control_room.set()
+        self._ready: deque[Follow] = deque()
+        self._paging: deque[Follow] = deque()
+        self._page_wanted = asyncio.Event()
+        self._page_used = asyncio.Event()
+        self._page_used.set()
+
+    # --- what others put in ---------------------------------------------------------------------------------------
+
+    def put(self, frame: Frame) -> None:
+        """Say something that is not part of a message's log."""
+        self._control.append(self.codec.encode(frame))
+        if len(self._control) >= CONTROL_FRAMES:
+            self._control_room.clear()
+        self.something.set()
+
+    async def control_room(self) -> None:
+        """Wait until the peer has taken enough of its answers."""
+        await self._control_room.wait()
+
+    def follow(self, message_id: str, tag: str, channel: Channel, cursor: int, receipt_only: bool = False) -> Follow:
+        """Begin to follow; an earlier follow of the same message is replaced."""
+        follow = Follow(message_id, tag, channel, cursor, receipt_only)
+        self.drop(tag)
+        self.follows[tag] = follow
+        self.by_id[message_id] = tag
+        self.wake(tag)
+        return follow
+
+    def drop(self, tag: str) -> Follow | None:
+        """Stop following."""
+        follow = self.follows.pop(tag, None)
+        if follow is not None:
+            self.by_id.pop(follow.id, None)
+            if follow.page is not None or follow.snapshot is not None:
+                self._page_used.set()
+        return follow
+
+    def wake(self, tag: str) -> None:
+        """The message may have something new (`Follower`)."""
+        follow = self.follows.get(tag)
+        if follow is not None and not follow.queued:
+            follow.queued = True
+            self._ready.append(follow)
+            self.something.set()
+
+    # --- what the socket takes out ----------------------------------------------------------------------------------
+
+    def take(self) -> bytes | None:
+        """The next WebSocket message; None if there is nothing to say now."""
+        if self._control:
+            data = self._control.popleft()
+            if len(self._control) < CONTROL_FRAMES // 2:
+                self._control_room.set()
+            return data
+        frames: list[bytes] = []
+        size = 0
+        while self._ready and size < MESSAGE_BYTES:
+            follow = self._ready[0]
+            data_or_none = self._next(follow)
+            self._ready.popleft()
+            follow.queued = False
+            if data_or_none is None:
+                continue
+            frames.append(data_or_none)
+            size += len(data_or_none)
+            if follow.cursor != follow.channel.head or follow.page is not None:
+                self.wake(follow.tag)
+            if size >= MESSAGE_BYTES // 2:
+                break
+        return self.codec.join(frames) if frames else None
+
+    def _next(self, follow: Follow) -> bytes | None:
+        """The follow's next frame, encoded; None if it has nothing now (or waits for a page)."""
+        if self.follows.get(follow.tag) is not follow:
+            return None
+        if follow.snapshot is not None:
+            return self._snapshot_part(follow)
+        if follow.wants_snapshot:
+            return None
+        try:
+            return self._from_page(follow) if follow.page is not None else self._from_tail(follow)
+        except Hole:
+            follow.page = None
+            self._want_snapshot(follow)
+            return None
+
+    def _from_page(self, follow: Follow) -> bytes | None:
+        assert follow.page is not None
+        got = next_frame(follow.id, follow.page, follow.cursor, self.limit, follow.channel.head)
+        if got is None:
+            follow.page = None
+            self._page_used.set()
+            return self._from_tail(follow)
+        frame, follow.cursor = got
+        self._ended(follow, frame)
+        return self.codec.encode(frame)
+
+    def _from_tail(self, follow: Follow) -> bytes | None:
+        channel, cursor = follow.channel, follow.cursor
+        if cursor == channel.head:
+            return None
+        if follow.receipt_only:
+            if channel.ended:
+                self._want_page(follow)
+            return None
+        if cursor > channel.head:
+            raise Hole
+        if not channel.serves(cursor):
+            self._want_page(follow)
+            return None
+        for encoded in channel.encoded:
+            if encoded.cursor == cursor and encoded.codec is self.codec.subprotocol and encoded.limit == self.limit:
+                follow.cursor = encoded.after
+                self._ended(follow, encoded.frame)
+                return encoded.data
+        got = next_frame(follow.id, channel.tail(cursor), cursor, self.limit, channel.head)
+        if got is None:
+            return None
+        frame, follow.cursor = got
+        data = self.codec.encode(frame)
+        if len(channel.followers) > 1 and len(channel.encoded) < ENCODED_KEPT:
+            channel.encoded.append(Encoded(cursor, self.codec.subprotocol, self.limit, data, follow.cursor, frame))
+        self._ended(follow, frame)
+        return data
+
+    def _ended(self, follow: Follow, frame: Frame) -> None:
+        """After the end frame nothing follows."""
+        if follow.channel.ended and follow.cursor == follow.channel.head and frame["type"] != "delta":
+            self.drop(follow.tag)
+            self.finished.append(follow)
+
+    def _snapshot_part(self, follow: Follow) -> bytes:
+        frame = follow.snapshot
+        assert frame is not None
+        follow.snapshot = None
+        if frame["last"]:
+            follow.cursor = frame["seq"]
+            follow.wants_snapshot = False
+            channel = follow.channel
+            follow.receipt_only = channel.ended and follow.cursor == channel.head - 1  # only its end is left to tell
+        self._page_used.set()
+        return self.codec.encode(frame)
+
+    # --- what is read from Redis --------------------------------------------------------------------------------------
+
+    def _want_page(self, follow: Follow) -> None:
+        if follow not in self._paging:
+            self._paging.append(follow)
+            self._page_wanted.set()
+
+    def _want_snapshot(self, follow: Follow) -> None:
+        follow.wants_snapshot = True
+        self._want_page(follow)
+
+    async def read_pages(self) -> None:
+        """Read what the tails can't serve, one page at a time, until cancelled. Run by the session."""
+        while True:
+            await self._page_wanted.wait()
+            follow = self._paging[0]
+            try:
+                if self.follows.get(follow.tag) is follow:
+                    await (self._read_snapshot(follow) if follow.wants_snapshot else self._read_page(follow))
+            except (StoreError, TimeoutError) as error:
+                log.info("page_failed", id=follow.id, error=str(error))
+                await asyncio.sleep(PAGE_RETRY_SECONDS)
+                continue
+            self._paging.popleft()
+            if not self._paging:
+                self._page_wanted.clear()
+            self.wake(follow.tag)
+
+    async def _read_page(self, follow: Follow) -> None:
+        channel = follow.channel
+        entries = [] if follow.receipt_only else await self.reader.page(channel.keys, follow.cursor)
+        if not any(entry.last > follow.cursor for entry in entries):
+            record = await self.reader.record(channel.keys)
+            if record is None or record.end is None:
+                if record is None or record.head < channel.head:
+                    channel.reset(record.head if record else 0, record is None)
+                follow.wants_snapshot = record is not None and follow.cursor != channel.head
+                if follow.wants_snapshot:
+                    await self._read_snapshot(follow)
+                return
+            if not follow.receipt_only and follow.cursor != record.head - 1:
+                follow.wants_snapshot = True
+                await self._read_snapshot(follow)
+                return
+            end = (END, record.state, record.end)
+            entries = [Entry(follow.cursor, record.head, [end], 0)]
+        await self._hold(follow)
+        follow.page = entries
+
+    async def _read_snapshot(self, follow: Follow) -> None:
+        """Read part after part; a restart meanwhile begins anew."""
+        channel, whole = follow.channel, False
+        while not whole:
+            record = await self.reader.record(channel.keys)
+            if record is None:
+                follow.wants_snapshot = False
+                channel.reset(follow.cursor, True)
+                return
+            if record.head != channel.head and not channel.local:
+                channel.reset(record.head, record.ended)
+            async with aclosing(self.reader.snapshot(follow.id, channel.keys, record, self.limit)) as parts:
+                async for frame in parts:
+                    await self._hold(follow)
+                    if self.follows.get(follow.tag) is not follow:
+                        return
+                    follow.snapshot, whole = frame, frame["last"]
+                    self.wake(follow.tag)
+        await self._page_used.wait()
+
+    async def _hold(self, follow: Follow) -> None:
+        """Wait until the page or part before this one has been sent: one per session is all it may hold."""
+        await self._page_used.wait()
+        if self.follows.get(follow.tag) is follow:
+            self._page_used.clear()
+
+
+def error_frame(re: str | None, message_id: str | None, error: dict[str, Any]) -> Frame:
+    """An `error` frame; absent fields are left out."""
+    frame: Frame = {"type": "error", "error": error}
+    if re is not None:
+        frame["re"] = re
+    if message_id is not None:
+        frame["id"] = message_id
+    return frame

@@ -1,0 +1,78 @@
+"""Every key name, in one place.
+
+Three kinds of hash tag, hence of cluster slot: **M** (a message), **Q** (quota), **C** (a conversation). All keys of
+one message share a tag, so one script may touch them all; nothing is atomic across tags.
+
+M's tag is the hex SHA-256 over length-prefixed (tenant, kind, user, id): no separator or brace in a name can collide,
+and a name a stranger guesses leads only into that stranger's own space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+PREFIX = "tw:"
+
+
+def message_tag(tenant: str, kind: str, user: str, message_id: str) -> str:
+    """The tag of a message: 64 hex digits, a function of who asks and of the id they chose."""
+    return _digest("m", tenant, kind, user, message_id)
+
+
+def user_tag(tenant: str, kind: str, user: str) -> str:
+    """The tag of what is kept per user."""
+    return _digest("u", tenant, kind, user)
+
+
+def _digest(*parts: str) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        sha.update(len(data).to_bytes(4, "big"))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class MessageKeys:
+    """The keys of one message, as bytes ready to be packed."""
+
+    record: bytes
+    """Hash: fingerprint, request, owner, fence, head, state, end; the claim."""
+    journal: bytes
+    """Stream of journal entries, id `<last seq>-0`."""
+    standing: bytes
+    """String: text, reasoning and tool calls that stand at the end, for snapshots once the journal has gone."""
+    channel: bytes
+    """Shard channel: journal entries and control notes as they happen."""
+
+    @classmethod
+    def of(cls, tag: str) -> MessageKeys:
+        """The keys under `tag`."""
+        base = f"{PREFIX}{{{tag}}}:"
+        return cls(
+            record=f"{base}m".encode(),
+            journal=f"{base}j".encode(),
+            standing=f"{base}s".encode(),
+            channel=f"{base}ch".encode(),
+        )
+
+
+def open_set(node: str) -> bytes:
+    """Set of the tags of the messages `node` has open: a hint, written first and removed last."""
+    return f"{PREFIX}{{open:{node}}}".encode()
+
+
+def active_set(user: str) -> bytes:
+    """Set of the ids of a user's running messages: a hint, checked against each record."""
+    return f"{PREFIX}{{{user}}}:active".encode()
+
+
+NODES = f"{PREFIX}{{nodes}}".encode()
+"""Set of the incarnations that may be alive: a hint."""
+
+
+def heartbeat(node: str, primary: str) -> bytes:
+    """Counter that `node` raises as long as it lives; `primary` is a tag that lies on the primary in question."""
+    return f"{PREFIX}{{{primary}}}:hb:{node}".encode()

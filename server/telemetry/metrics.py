@@ -1,0 +1,80 @@
+"""Prometheus metrics of one process; names follow Prometheus conventions, GenAI attributes where there are any."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Everything that is counted; hand it to what counts."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self._sessions = Gauge("tidewire_sessions", "Open WebSocket sessions", registry=registry)
+        self._session_seconds = Histogram(
+            "tidewire_session_seconds", "How long sessions last", buckets=(1, 10, 60, 600, 3600), registry=registry
+        )
+        self._received = Counter("tidewire_frames_received", "Frames from clients", ["type"], registry=registry)
+        self._sent = Counter("tidewire_websocket_messages_sent", "WebSocket messages sent", registry=registry)
+        self._sent_bytes = Counter("tidewire_websocket_bytes_sent", "Bytes of them", registry=registry)
+        self._attempts = Counter(
+            "tidewire_attempts", "Attempts ended, by outcome", ["target", "outcome"], registry=registry
+        )
+        self._attempt_seconds = Histogram(
+            "gen_ai_client_operation_duration_seconds",
+            "How long attempts take",
+            ["target"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Until an attempt's first content",
+            ["target"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._messages = Counter("tidewire_messages", "Messages ended, by state", ["state"], registry=registry)
+        self._running = Gauge("tidewire_messages_running", "Attempts now streaming", registry=registry)
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    def session_opened(self) -> None:
+        """A socket was accepted."""
+        self._sessions.inc()
+
+    def session_closed(self, seconds: float) -> None:
+        """It ended after `seconds`."""
+        self._sessions.dec()
+        self._session_seconds.observe(seconds)
+
+    def frame_received(self, kind: str) -> None:
+        """A valid frame of this type came in."""
+        self._received.labels(kind).inc()
+
+    def frames_sent(self, size: int) -> None:
+        """One WebSocket message of `size` bytes went out."""
+        self._sent.inc()
+        self._sent_bytes.inc(size)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def attempt_started(self, target: str) -> None:
+        """An attempt was allocated."""
+        self._running.inc()
+
+    def first_content(self, target: str, seconds: float) -> None:
+        """Its first content came after `seconds`."""
+        self._first.labels(target).observe(seconds)
+
+    def attempt_ended(self, target: str, outcome: str, seconds: float) -> None:
+        """It ended."""
+        self._running.dec()
+        self._attempts.labels(target, outcome).inc()
+        self._attempt_seconds.labels(target).observe(seconds)
+
+    def message_ended(self, state: str) -> None:
+        """A message reached its end."""
+        self._messages.labels(state).inc()

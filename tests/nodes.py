@@ -1,0 +1,74 @@
+"""Real nodes in this process, for integration tests: each on a free port, with its own hub, journal and drivers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from server.config import Settings, parse
+from server.node import Node, NodeParts
+from server.process import _serve_node
+from server.telemetry.tasks import TaskOwner
+from server.upstreams.registry import UpstreamParts
+
+
+
+def settings_for(redis_url: str, upstream: str, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings of a node with one scripted target behind the routes `default` and `scripted`."""
+    data: dict[str, Any] = {
+        "server": {"port": 0},
+        "redis": {"url": redis_url},
+        "auth": {"anonymous": True},
+        "targets": {"scripted": {"driver": "openai", "base_url": f"{upstream}/v1", "model": "scripted"}},
+        "routes": {"default": {"targets": ["scripted"]}},
+    }
+    for section, values in (overrides or {}).items():
+        data[section] = {**data.get(section, {}), **values}
+    return parse(data, {})
+
+
+@dataclass(slots=True)
+class RunningNode:
+    """A node that serves."""
+
+    node: Node
+    port: int
+    stop: asyncio.Event
+
+    @property
+    def url(self) -> str:
+        """Where WebSocket clients connect."""
+        return f"ws://127.0.0.1:{self.port}/v1/ws"
+
+    @property
+    def http(self) -> str:
+        """Where HTTP clients connect."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def running_node(settings: Settings) -> AsyncIterator[RunningNode]:
+    """Serve with `settings` until the block ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    node = Node(settings, NodeParts(settings.redis.url, UpstreamParts()), {})
+    stop, up = asyncio.Event(), asyncio.Event()
+    owner = TaskOwner("test node")
+    task = owner.start(_serve_node(node, listener, stop, up.set), "serve")
+    started = owner.start(up.wait(), "up")
+    await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    try:
+        yield RunningNode(node, listener.getsockname()[1], stop)
+    finally:
+        stop.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await asyncio.wait({task})
+        await owner.close()

@@ -1,0 +1,17 @@
+/** The msgpack codec: the same maps, in binary messages. Needs the optional package `@msgpack/msgpack`. */
+
+import { decode, Encoder } from "@msgpack/msgpack";
+import type { Codec } from "./codec.ts";
+import { envelope, framesOf } from "./codec.ts";
+import { SUBPROTOCOL_MSGPACK } from "./frames.ts";
+
+const encoder = new Encoder({ ignoreUndefined: true });
+
+export const msgpackCodec: Codec = {
+  subprotocol: SUBPROTOCOL_MSGPACK,
+  encode: (frames) => encoder.encode(envelope(frames)),
+  decode(data) {
+    if (typeof data === "string") throw new TypeError("msgpack frames travel in binary messages");
+    return framesOf(decode(data));
+  },
+};

@@ -1,0 +1,61 @@
+/** Elements without markup strings: text never becomes HTML. */
+
+type Child = Node | string | false | null | undefined;
+type Listener = (event: never) => void;
+type Props = Record<string, string | number | boolean | Listener | undefined>;
+
+/**
+ * An element. `on…` properties are listeners, `testid` is `data-testid`, `true` is an empty attribute; `false` and
+ * `undefined` are left out.
+ */
+export function h<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  props: Props = {},
+  ...children: Child[]
+): HTMLElementTagNameMap[K] {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (typeof value === "function") element.addEventListener(name.slice(2), value as EventListener);
+    else if (value !== undefined && value !== false) {
+      element.setAttribute(name === "testid" ? "data-testid" : name, value === true ? "" : String(value));
+    }
+  }
+  element.append(...children.filter((child): child is Node | string => child !== false && child != null));
+  return element;
+}
+
+/** Change text only if it differs, so that selections and screen readers are left alone. */
+export function setText(element: Element, text: string): void {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+const ICONS = {
+  wave: "M2 9c2.5 0 2.5-3 5-3s2.5 3 5 3 2.5-3 5-3 2.5 3 5 3M2 17c2.5 0 2.5-3 5-3s2.5 3 5 3 2.5-3 5-3 2.5 3 5 3",
+  plus: "M12 5v14M5 12h14",
+  send: "M12 19V5M5 12l7-7 7 7",
+  stop: "M7 7h10v10H7z",
+  retry: "M4 4v6h6M20 12a8 8 0 1 1-2.6-5.9L20 8.5M20 3v5.5h-5.5",
+  again: "M20 11a8 8 0 1 0-.8 4.500M20 4v7h-7",
+  copy: "M9 9h10v11H9zM5 15V4h10",
+  check: "M5 12.5l4.500 4.500L19 7.500",
+  gear: "M4 7h10M18 7h2M4 17h2M10 17h10M16 4.500v5M8 14.500v5",
+  menu: "M4 6h16M4 12h16M4 18h16",
+  cut: "M9 3v5M15 3v5M6 8h12v3a6 6 0 0 1-5 5.900M11 16.900A6 6 0 0 1 6 11V8M12 17v4M3 3l18 18",
+  down: "M12 5v14M5 12l7 7 7-7",
+  trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+  alert: "M12 8v5M12 16.500v.01M12 3l9.500 17h-19z",
+  swap: "M4 8h14l-4-4M20 16H6l4 4",
+} as const;
+
+export type IconName = keyof typeof ICONS;
+
+export function icon(name: IconName): SVGSVGElement {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("class", `icon icon-${name}`);
+  svg.setAttribute("aria-hidden", "true");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  path.setAttribute("d", ICONS[name]);
+  svg.append(path);
+  return svg;
+}
