@@ -132,21 +132,21 @@ class Hub:
         self.on_note: Callable[[str, bytes], None] = lambda tag, note: None
         """Told of control notes (cancel, refusal) on channels that are subscribed."""
         self._owner = TaskOwner("hub")
-        self._link: Link | None = None
+        self._links: dict[Link, Link] = {}
         self._by_name: dict[bytes, Channel] = {}
         self._confirm: dict[bytes, asyncio.Future[None]] = {}
         self._rereading: set[str] = set()
 
     async def start(self) -> None:
-        """Connect the subscriber."""
-        self._link = self.store.subscriber(self._pushed, self._reconnected)
+        """Begin to watch over the subscriptions."""
+        self.store.on_moved = self._moved
         self._owner.start(self._watch(), "reread")
 
     async def close(self) -> None:
         """Stop listening."""
         await self._owner.close()
-        if self._link is not None:
-            await self._link.close()
+        for link in self._links.values():
+            await link.close()
 
     def own(self, tag: str, keys: MessageKeys, head: int) -> Channel:
         """The channel of a message that this process generates from now on."""
@@ -211,8 +211,7 @@ class Hub:
         if waiting is None:
             self._by_name[name] = channel
             waiting = self._confirm[name] = asyncio.get_running_loop().create_future()
-            assert self._link is not None
-            self._link.push("SSUBSCRIBE", name)
+            self._subscriber(name).push("SSUBSCRIBE", name)
         async with asyncio.timeout(CONFIRM_SECONDS):
             await asyncio.shield(waiting)
         await self._reread(channel)
@@ -224,8 +223,7 @@ class Hub:
         waiting = self._confirm.pop(name, None)
         if waiting is not None and not waiting.done():
             waiting.cancel()
-        if self._link is not None:
-            self._link.push("SUNSUBSCRIBE", name)
+        self._subscriber(name).push("SUNSUBSCRIBE", name)
 
     def _pushed(self, reply: list[Any]) -> bool:
         kind = reply[0]
@@ -247,11 +245,33 @@ class Hub:
         elif not channel.publish(unpack(data)):
             self._reread_soon(channel)
 
-    def _reconnected(self) -> None:
+    def _subscriber(self, name: bytes) -> Link:
+        """The subscribing connection to the primary of a channel."""
+        primary = self.store.link(name)
+        link = self._links.get(primary)
+        if link is None:
+
+            def changed(up: bool) -> None:
+                if up:
+                    self._subscribe_again(primary)
+
+            link = self._links[primary] = self.store.subscriber(primary, self._pushed, changed)
+        return link
+
+    def _subscribe_again(self, primary: Link) -> None:
         """A new connection knows no subscription: make them again and read what was missed."""
         for name, channel in self._by_name.items():
-            if self._link is not None:
-                self._link.push("SSUBSCRIBE", name)
+            if self.store.link(name) is primary:
+                self._links[primary].push("SSUBSCRIBE", name)
+                self._reread_soon(channel)
+
+    def _moved(self) -> None:
+        """Some primary has moved: follow it, and subscribe anew where a slot changed hands."""
+        for primary, link in self._links.items():
+            if link.address != primary.address:
+                link.turn_to(primary.address)
+        for name, channel in self._by_name.items():
+            self._subscriber(name).push("SSUBSCRIBE", name)
             self._reread_soon(channel)
 
     def _reread_soon(self, channel: Channel) -> None:

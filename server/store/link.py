@@ -155,12 +155,12 @@ class Link:
         address: Address,
         scripts: Sequence[bytes] = (),
         on_push: Callable[[list[Any]], bool] | None = None,
-        on_up: Callable[[], None] | None = None,
+        on_change: Callable[[bool], None] | None = None,
     ) -> None:
         self.address = address
         self.scripts = scripts
         self.on_push = on_push
-        self.on_up = on_up
+        self.on_change = on_change
         self.stalled = False
         self.loop = asyncio.get_running_loop()
         self._wire: _Wire | None = None
@@ -171,6 +171,11 @@ class Link:
         self.last_error: str | None = None
         self._owner.start(self._keep_connected(), "connect")
         self._timer = self.loop.call_later(WATCH_SECONDS, self._watch)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._wire is not None
 
     @property
     def available(self) -> bool:
@@ -218,18 +223,29 @@ class Link:
                 wire = await self._connect()
             except (OSError, TimeoutError, StoreError) as error:
                 self.last_error = str(error) or type(error).__name__
+                self._tell(False)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MAX_SECONDS)
                 continue
             delay = RETRY_SECONDS
             self._wire, self.stalled = wire, False
             self._up.set()
-            if self.on_up is not None:
-                self.on_up()
+            self._tell(True)
             await asyncio.shield(wire.closed)
             self._wire = None
             self._up.clear()
+            self._tell(False)
             log.warning("store_connection_lost", address=str(self.address))
+
+    def _tell(self, up: bool) -> None:
+        if self.on_change is not None:
+            self.on_change(up)
+
+    def turn_to(self, address: Address) -> None:
+        """The primary is at another address now: connect there, with the same callers."""
+        self.address = address
+        if self._wire is not None:
+            self._wire.abort()
 
     async def _connect(self) -> _Wire:
         wire = _Wire(self)

@@ -7,18 +7,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
-from redis.asyncio.connection import parse_url
 
 from server.store.link import Address, Link, StoreReply, StoreUnavailable
+from server.store.topology import SLOTS, SingleTopology, Topology, slot_of, topology_of
+from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("store")
 
 CALL_SECONDS: Final = 0.12
 """How long a caller with a client waiting gives Redis; a refusal must be out within 150 ms."""
 START_SECONDS: Final = 10.0
+ASK_AGAIN_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,42 +38,130 @@ class Script:
         return cls(path.stem, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
-class Store:
-    """The Redis connection of one process."""
+class LinkMaker(Protocol):
+    """Makes links; the simulation makes its own."""
 
-    def __init__(self, address: Address, scripts: Sequence[Script]) -> None:
-        self.address = address
+    def __call__(
+        self,
+        address: Address,
+        scripts: Sequence[bytes] = (),
+        on_push: Callable[[list[Any]], bool] | None = None,
+        on_change: Callable[[bool], None] | None = None,
+    ) -> Link:
+        """See `Link`."""
+        ...
+
+
+class Store:
+    """The Redis connections of one process: a link per primary, kept in line with the topology."""
+
+    def __init__(self, topology: Topology, scripts: Sequence[Script], make_link: LinkMaker = Link) -> None:
         self.scripts = scripts
+        self._topology = topology
+        self._make_link = make_link
         self._sources = [script.source for script in scripts]
-        self._link = Link(address, self._sources)
+        self._slots: list[Link | None] = [None] * SLOTS
+        self._links: dict[Address, Link] = {}
+        self._whole: Link | None = None
+        """The only link, where there is only one: no slot needs to be computed."""
+        self._owner = TaskOwner("store")
+        self._asking = False
+        self.on_moved: Callable[[], None] = lambda: None
+        """Called when some primary has another address than before."""
 
     @classmethod
     async def connect(cls, url: str, scripts: Sequence[Script]) -> Store:
-        """Connect to the Redis at `url`. Raises `StoreUnavailable` if nothing answers within 10 s."""
-        store = cls(address_of(url), scripts)
+        """Connect to the Redis at `url`. Raises `StoreUnavailable` if it does not answer within 10 s."""
+        store = cls(topology_of(url), scripts)
         try:
-            await store._link.ready(START_SECONDS)
-        except StoreUnavailable:
+            await store.start()
+        except BaseException:
             await store.close()
             raise
         return store
 
+    async def start(self) -> None:
+        """Learn the topology and connect to every primary. Raises `StoreUnavailable`."""
+        self._arrange(await self._topology.ask())
+        for link in self.links():
+            await link.ready(START_SECONDS)
+
     def link(self, key: bytes) -> Link:
-        """The link to the primary that holds `key`."""
-        return self._link
+        """The link to the primary that holds `key`. Raises `StoreUnavailable` if no primary does."""
+        if self._whole is not None:
+            return self._whole
+        link = self._slots[slot_of(key)]
+        if link is None:
+            raise StoreUnavailable("no primary of the cluster holds this slot")
+        return link
 
     def links(self) -> list[Link]:
         """Every primary's link."""
-        return [self._link]
+        return list(self._links.values())
 
     @property
     def available(self) -> bool:
         """Whether every primary answers."""
-        return all(link.available for link in self.links())
+        return bool(self._links) and all(link.available for link in self.links())
 
-    def subscriber(self, on_push: Callable[[list[Any]], bool], on_up: Callable[[], None]) -> Link:
-        """A second connection, for shard-channel subscriptions."""
-        return Link(self.address, (), on_push, on_up)
+    def subscriber(self, link: Link, on_push: Callable[[list[Any]], bool], on_change: Callable[[bool], None]) -> Link:
+        """A second connection to the primary of `link`, for shard-channel subscriptions."""
+        return self._make_link(link.address, (), on_push, on_change)
+
+    # --- topology -------------------------------------------------------------------------------------------------
+
+    def _arrange(self, ranges: Sequence[tuple[int, int, Address]]) -> None:
+        """Take over a topology. A primary whose place another took keeps its link, turned to the new address."""
+        wanted = {address for _, _, address in ranges}
+        gone = [address for address in self._links if address not in wanted]
+        for first, _, address in ranges:
+            if address in self._links:
+                continue
+            old = self._slots[first]
+            if old is not None and old.address in gone:
+                gone.remove(old.address)
+                self._links[address] = self._links.pop(old.address)
+                log.warning("primary_moved", old=str(old.address), new=str(address))
+                old.turn_to(address)
+            else:
+                self._links[address] = self._make_link(address, self._sources, None, self._changed)
+        for first, last, address in ranges:
+            self._slots[first : last + 1] = [self._links[address]] * (last + 1 - first)
+        self._whole = self._links[ranges[0][2]] if len(wanted) == 1 else None
+        self.on_moved()
+
+    def _changed(self, up: bool) -> None:
+        """A connection was made or lost; a lost one may mean that another server is the primary now."""
+        if not up and not isinstance(self._topology, SingleTopology):
+            self.ask_again()
+
+    def ask_again(self) -> None:
+        """The topology may have changed: ask, at most one question at a time."""
+        if not self._asking:
+            self._asking = True
+            self._owner.start(self._ask(), "topology")
+
+    async def _ask(self) -> None:
+        try:
+            while True:
+                try:
+                    self._arrange(await self._topology.ask())
+                except StoreUnavailable as error:
+                    log.warning("topology_unknown", error=str(error))
+                if all(link.connected for link in self.links()):
+                    return
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
+        finally:
+            self._asking = False
+
+    def misplaced(self, error: StoreReply) -> bool:
+        """Whether Redis says that another server has this key or may write it; then the topology is asked again."""
+        if str(error).startswith(("MOVED", "ASK", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")):
+            self.ask_again()
+            return True
+        return False
+
+    # --- commands -------------------------------------------------------------------------------------------------
 
     def send(self, script: Script, keys: Sequence[bytes], args: Sequence[Any]) -> asyncio.Future[Any]:
         """Start a script on the primary of its first key; see `Link.call` for what it raises."""
@@ -100,10 +190,16 @@ class Store:
         link = self.link(key)
         if seconds is not None and not link.available:
             raise StoreUnavailable(f"Redis at {link.address} does not answer")
-        return await within(link.call(*command), seconds)
+        try:
+            return await within(link.call(*command), seconds)
+        except StoreReply as error:
+            if self.misplaced(error):
+                raise StoreUnavailable(str(error)) from None
+            raise
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._owner.close()
         for link in self.links():
             await link.close()
 
@@ -127,22 +223,3 @@ def _forget(future: asyncio.Future[Any]) -> None:
     """Take a late answer nobody waits for, so that it is not reported as never retrieved."""
     if not future.cancelled():
         future.exception()
-
-
-def address_of(url: str) -> Address:
-    """The address in a `redis://`, `rediss://` or `unix://` URL. Raises `ValueError` for others."""
-    parts: dict[str, Any] = dict(parse_url(url))
-    tls = None
-    if url.startswith("rediss://"):
-        import ssl
-
-        tls = ssl.create_default_context(cafile=parts.get("ssl_ca_certs"))
-    return Address(
-        host=parts.get("host", "127.0.0.1"),
-        port=parts.get("port", 6379),
-        path=parts.get("path"),
-        username=parts.get("username"),
-        password=parts.get("password"),
-        db=parts.get("db", 0),
-        tls=tls,
-    )

@@ -34,7 +34,17 @@ _FINISH_REASONS: Final = {
 class ChatReader:
     """Reads one answer. It gives finish reason and usage once, in its `ending`."""
 
-    __slots__ = ("_asked_model", "_called_tools", "_model", "_model_told", "done", "finish_reason", "started", "usage")
+    __slots__ = (
+        "_asked_model",
+        "_called_tools",
+        "_model",
+        "_model_told",
+        "done",
+        "failure",
+        "finish_reason",
+        "started",
+        "usage",
+    )
 
     def __init__(self, asked_model: str) -> None:
         self._asked_model = asked_model
@@ -47,11 +57,26 @@ class ChatReader:
         self.usage: TokenUsage | None = None
         self.done = False
         """Whether the answer told its own end: `[DONE]`, or a whole JSON answer."""
+        self.failure: UpstreamFailure | None = None
+        """What went wrong right after the last batch."""
 
     def read(self, payloads: list[bytes]) -> Batch:
-        """What these payloads bring, neighbours of one kind merged. Raises `UpstreamFailure`."""
+        """What these payloads bring, neighbours of one kind merged.
+
+        A failure is raised if nothing came before it, else kept in `failure` for the caller to raise after the batch.
+        """
         batch = Batch()
+        try:
+            self._read(payloads, batch)
+        except UpstreamFailure as failure:
+            if not batch.pieces:
+                raise
+            self.failure = failure
+        return batch
+
+    def _read(self, payloads: list[bytes], batch: Batch) -> None:
         texts: list[str] = []
+        chunk: Any = None
         for payload in payloads:
             try:
                 chunk = orjson.loads(payload)
@@ -63,6 +88,7 @@ class ChatReader:
                 if payload == DONE:
                     self.done = True
                     break
+                self._flush(texts, batch, chunk)
                 raise UpstreamFailure(Fault.GARBLED, "a chunk of the stream is not JSON") from None
             except (LookupError, TypeError, AttributeError):
                 plain = False
@@ -71,12 +97,9 @@ class ChatReader:
                     texts.append(text)
                     batch.chunks += 1
             else:
-                _add_text(batch.pieces, "text", texts)
+                self._flush(texts, batch, chunk)
                 self._read_any(chunk, batch)
-        _add_text(batch.pieces, "text", texts)
-        if batch.pieces:
-            self._first(batch, chunk)
-        return batch
+        self._flush(texts, batch, chunk)
 
     def read_whole(self, body: bytes) -> Batch:
         """A whole JSON answer, as some servers give to a request for a stream. Raises `UpstreamFailure`."""
@@ -88,8 +111,7 @@ class ChatReader:
             raise UpstreamFailure(Fault.GARBLED, "the answer is JSON, but not a completion")
         batch = Batch()
         self._read_any(answer, batch)
-        if batch.pieces:
-            self._first(batch, answer)
+        self._flush([], batch, answer)
         self.done = True
         return batch
 
@@ -108,8 +130,11 @@ class ChatReader:
         batch.usage = self.usage
         return batch
 
-    def _first(self, batch: Batch, chunk: Any) -> None:
-        """Note that content has come; tell the model's name with the first of it."""
+    def _flush(self, texts: list[str], batch: Batch, chunk: Any) -> None:
+        """Put the texts gathered so far into the batch; with the first content goes the model's name."""
+        _add_text(batch.pieces, "text", texts)
+        if not batch.pieces:
+            return
         self.started = True
         if not self._model_told:
             self._model_told = True

@@ -236,6 +236,8 @@ class _Answer:
         batch = Batch()
         taken = 0
         while self._frames:
+            if self._frames[0][0] == Kind.FAULT and taken:
+                break
             frame = self._frames.popleft()
             if frame[0] != Kind.BATCH:
                 self._end(frame, batch)

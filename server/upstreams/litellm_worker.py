@@ -7,6 +7,7 @@ no others. Whatever litellm raises becomes a fault frame; nothing is retried, lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -133,7 +134,9 @@ class Connection:
                 raise UpstreamFailure(Fault.BROKEN_STREAM, "litellm: the stream ended before its end was told")
             await self.send(Kind.END, number, finish, usage)
         finally:
-            await asyncio.wait_for(asyncio.shield(stream.aclose()), CLOSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await stream.aclose()
 
 
 def arguments(settings: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:

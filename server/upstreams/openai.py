@@ -241,11 +241,13 @@ class _Answer:
         if self._response.content_type != "text/event-stream" and (whole := await self._whole()) is not None:
             return whole
         reader, dog = self._reader, self._dog
+        if reader.failure is not None:
+            raise reader.failure
         while True:
             dog.ask()
             payloads = await self._payloads()
             batch = reader.read(payloads) if payloads else Batch()
-            if payloads is None or reader.done:
+            if payloads is None or (reader.done and reader.failure is None):
                 self._over = True
                 dog.answered(content=False)
                 return reader.ending(batch)

@@ -1,55 +1,103 @@
-"""From a target's settings to its driver, and who owns the processes that drivers need."""
+"""From a target's settings to its driver, and the child processes that drivers need.
+
+`LocalProcesses` belongs to the process that supervises: it owns the litellm workers and the embedded model, if any
+target needs them. What it learns goes as `Addresses` to each server process, which makes `Parts` of them and builds a
+driver per target.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Self
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from server.upstreams.base import Driver, TargetSpec
 from server.upstreams.embedded import EmbeddedDriver, EmbeddedModel
+from server.upstreams.litellm import LitellmClient, LitellmDriver, LitellmPool
 from server.upstreams.openai import HttpClient, OpenAIDriver
 
 
+class MissingPart(Exception):
+    """A target needs a process that was not started; a defect of the wiring."""
+
+
 @dataclass(frozen=True, slots=True)
-class UpstreamParts:
-    """Where the processes that drivers need listen; picklable, so that a supervisor can hand it to its nodes."""
+class Addresses:
+    """Where the child processes are reached. Plain values, so that they can be handed to other processes."""
 
-    embedded_address: str | None = None
-    """Base address of the embedded model's server."""
-    litellm_socket: str | None = None
-    """Unix socket of the litellm workers."""
-
-
-def build(spec: TargetSpec, parts: UpstreamParts, http: HttpClient) -> Driver:
-    """The driver of a target. Raises `ValueError` if a part it needs was not started."""
-    if spec.driver == "openai":
-        return OpenAIDriver(spec, http)
-    if spec.driver == "embedded":
-        if parts.embedded_address is None:
-            raise ValueError("the embedded model was not started")
-        return EmbeddedDriver(spec, parts.embedded_address, http)
-    raise ValueError(f"no driver {spec.driver!r}")
+    litellm: tuple[str, ...] = ()
+    """Paths of Unix sockets."""
+    embedded: str | None = None
+    """Base URL."""
 
 
-class UpstreamOwner:
-    """Owns the child processes that the given targets need; `parts` tells where they listen once entered."""
+@dataclass(slots=True)
+class Parts:
+    """What the drivers of one server process share. Close it after them."""
 
-    def __init__(self, specs: Mapping[str, TargetSpec]) -> None:
-        self._specs = specs
-        self._stack = AsyncExitStack()
-        self.parts = UpstreamParts()
+    http: HttpClient = field(default_factory=HttpClient)
+    litellm: LitellmClient | None = None
+    embedded: str | None = None
 
-    async def __aenter__(self) -> Self:
-        embedded = address = None
-        if any(spec.driver == "embedded" for spec in self._specs.values()):
-            embedded = EmbeddedModel()
-            embedded.start()
-            self._stack.push_async_callback(embedded.stop)
-            address = await embedded.ready()
-        self.parts = UpstreamParts(embedded_address=address)
-        return self
+    @classmethod
+    def of(cls, addresses: Addresses) -> Parts:
+        """The parts for these addresses. Nothing is connected yet."""
+        client = LitellmClient([Path(path) for path in addresses.litellm]) if addresses.litellm else None
+        return cls(litellm=client, embedded=addresses.embedded)
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+        await self.http.close()
+        if self.litellm is not None:
+            await self.litellm.close()
+
+
+def build(spec: TargetSpec, parts: Parts) -> Driver:
+    """The driver of a target. Raises `MissingPart`."""
+    match spec.driver:
+        case "openai":
+            return OpenAIDriver(spec, parts.http)
+        case "litellm":
+            if parts.litellm is None:
+                raise MissingPart(f"target {spec.name} needs litellm workers")
+            return LitellmDriver(spec, parts.litellm)
+        case "embedded":
+            address = spec.base_url or parts.embedded
+            if address is None:
+                raise MissingPart(f"target {spec.name} needs the embedded model")
+            return EmbeddedDriver(spec, address, parts.http)
+
+
+class LocalProcesses:
+    """The child processes that these targets need: none, litellm workers, the embedded model."""
+
+    def __init__(self, specs: Sequence[TargetSpec], litellm_processes: int = 1) -> None:
+        through_litellm = [spec for spec in specs if spec.driver == "litellm"]
+        self.litellm = LitellmPool(through_litellm, litellm_processes) if through_litellm else None
+        embedded = any(spec.driver == "embedded" and spec.base_url is None for spec in specs)
+        self.embedded = EmbeddedModel() if embedded else None
+
+    async def start(self) -> Addresses:
+        """Start them. The embedded model is waited for (a second), litellm is not: early calls wait by themselves."""
+        if self.litellm is not None:
+            self.litellm.start()
+        address = await self.embedded.ready() if self.embedded is not None else None
+        paths = tuple(map(str, self.litellm.paths)) if self.litellm is not None else ()
+        return Addresses(litellm=paths, embedded=address)
+
+    async def ready(self) -> None:
+        """Wait until all of them serve. Raises `ChildError`, alone or in an `ExceptionGroup`."""
+        async with asyncio.TaskGroup() as group:
+            if self.litellm is not None:
+                group.create_task(self.litellm.ready())
+            if self.embedded is not None:
+                group.create_task(self.embedded.ready())
+
+    async def stop(self) -> None:
+        """End them. Idempotent."""
+        async with asyncio.TaskGroup() as group:
+            if self.litellm is not None:
+                group.create_task(self.litellm.stop())
+            if self.embedded is not None:
+                group.create_task(self.embedded.stop())

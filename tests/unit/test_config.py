@@ -432,7 +432,7 @@ def test_every_key_is_described_in_code_and_in_the_documentation() -> None:
     models = _models(Settings, "")
     assert len(models) == 13
     for path, model in models:
-        heading, part = re.split(rf"\n## `\[+{re.escape(path)}\b", text, maxsplit=1)
+        _, part = re.split(rf"\n## `\[+{re.escape(path)}\b", text, maxsplit=1)
         part = part.split("\n## ", 1)[0]
         for name, field in model.model_fields.items():
             assert field.description, f"{path}.{name}"

@@ -130,6 +130,8 @@ class Ticker:
 class ScriptedUpstream:
     """The server: its requests, its log, its faults. Start it with `serving` or from the command line."""
 
+    path = "/v1/chat/completions"
+
     def __init__(self, log_path: Path | None = None, log_size: int = 10_000) -> None:
         self.records: deque[dict[str, Any]] = deque(maxlen=log_size)
         """The newest lines of the log."""
@@ -173,19 +175,43 @@ class ScriptedUpstream:
         """Take back every fault set from outside."""
         self.rules.clear()
 
+    def steps(self, request: Request) -> Iterator[Step]:
+        """Every step of a streamed answer, its faults included. Ends with an act."""
+        return steps(request)
+
+    def completion(self, request: Request, text: str) -> dict[str, Any]:
+        """The answer in one piece."""
+        return _completion(request, text)
+
+    def error(self, message: str, status: int, code: str = "") -> dict[str, Any]:
+        """The body of an error."""
+        return _error(message, code)
+
     def record(self, **entry: Any) -> None:
         """Append to the log."""
         self.records.append(entry)
         if self._log is not None:
             os.write(self._log, orjson.dumps(entry) + b"\n")
+        self.notice()
+
+    def notice(self) -> None:
+        """Something changed that a test may wait for."""
         self._changed.set()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition on the log or on the connections."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
 
     async def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
         """The records of `event` (`start` or `end`), once there are `count` of them."""
-        while len(found := [entry for entry in self.records if entry["event"] == event]) < count:
-            self._changed.clear()
-            await self._changed.wait()
-        return found
+        await self.wait_until(lambda: self.count(event) >= count)
+        return [entry for entry in self.records if entry["event"] == event]
+
+    def count(self, event: str) -> int:
+        """How many records of `event` the log holds."""
+        return sum(entry["event"] == event for entry in self.records)
 
     def open(self, body: dict[str, Any], headers: dict[str, str]) -> Request:
         """Take in a request: number it, script it, log its start. Raises `ScriptError`."""
@@ -244,6 +270,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        self._server.notice()
 
     def resume_writing(self) -> None:
         self.paused = False
@@ -276,7 +303,7 @@ class Connection(asyncio.Protocol):
     def _dispatch(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         try:
             match method, path.partition("?")[0]:
-                case "POST", "/v1/chat/completions":
+                case "POST", self._server.path:
                     self._complete(self._server.open(orjson.loads(body), headers))
                 case "GET", "/v1/models":
                     self._answer({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
@@ -292,9 +319,9 @@ class Connection(asyncio.Protocol):
                     self._server.heal()
                     self._answer({})
                 case _:
-                    self._answer(_error(f"no {method} {path} here", code="not_found"), 404)
+                    self._answer(self._server.error(f"no {method} {path} here", 404, "not_found"), 404)
         except (ScriptError, orjson.JSONDecodeError, KeyError) as wrong:
-            self._answer(_error(str(wrong), code="invalid_request"), 400)
+            self._answer(self._server.error(str(wrong), 400, "invalid_request"), 400)
 
     def _answer(self, body: Any, status: int = 200, headers: str = "") -> None:
         packed = orjson.dumps(body)
@@ -324,14 +351,15 @@ class Connection(asyncio.Protocol):
         elif script.status:
             headers = f"\r\nretry-after: {_retry_after(script)}" if script.retry_after else ""
             self._log_end(request, status=script.status)
-            self._answer(_error(f"scripted {script.status}", code=script.code), script.status, headers)
+            body = self._server.error(f"scripted {script.status}", script.status, script.code)
+            self._answer(body, script.status, headers)
         elif script.content_type == "html":
             self._log_end(request)
             self.transport.write(_head(200, f"content-type: text/html\r\ncontent-length: {len(HTML)}") + HTML)
         else:
             text = "".join(request.reply.tokens)
             self._log_end(request, chunks=len(request.reply.tokens), text_bytes=len(text.encode()), whole=True)
-            self._answer(_completion(request, text))
+            self._answer(self._server.completion(request, text))
 
     def _log_end(self, request: Request, **found: Any) -> None:
         entry = {"chunks": 0, "text_bytes": 0, "client_gone": False, "whole": False, **found}
@@ -347,7 +375,7 @@ class Stream:
         self._request = request
         self._script = request.script
         self._writer = Writer(connection, request.script)
-        self._steps = steps(request)
+        self._steps = server.steps(request)
         self._next: Step | None = None
         self._loop = asyncio.get_running_loop()
         self._pieces = 0
@@ -403,7 +431,7 @@ class Stream:
 
     def _when(self, piece: int) -> float:
         when = self._begin + (piece / self._script.rate if self._script.rate else 0.0)
-        return when + self._script.gap if self._script.gap and piece >= _at(self._request) else when
+        return when + self._script.gap if self._script.gap and piece >= piece_of_trouble(self._request) else when
 
     def _act(self, act: Act) -> None:
         transport = self._connection.transport
@@ -509,7 +537,7 @@ class Writer:
 
 
 def steps(request: Request) -> Iterator[Step]:
-    """Every step of a streamed answer, its faults included. Ends with an act."""
+    """The chat-completions stream."""
     script, reply = request.script, request.reply
     dress = _dresser(script)
     pieces = 0
@@ -545,7 +573,7 @@ def _content(request: Request, dress: Callable[[bytes], bytes]) -> Iterator[Step
     plain = dress is _plain
     if plain:
         before, after = b"data: " + before, after + b"\n\n"
-    trouble = _at(request) if _troubled(script) else -1
+    trouble = piece_of_trouble(request) if _troubled(script) else -1
     for index in range(0, len(reply.encoded), script.chunk):
         if index <= trouble < index + script.chunk:
             yield from _trouble(request, dress, due)
@@ -669,7 +697,8 @@ def _error(message: str, code: str = "") -> dict[str, Any]:
     return {"error": {"message": message, "type": "scripted", "param": None, "code": code or None}}
 
 
-def _at(request: Request) -> int:
+def piece_of_trouble(request: Request) -> int:
+    """The piece of text at which the script's trouble happens."""
     at = request.script.at
     return at if at >= 0 else len(request.reply.tokens) // 2
 
@@ -704,9 +733,11 @@ def _cut_within_character(raw: bytes) -> tuple[bytes, bytes]:
 
 
 @contextlib.asynccontextmanager
-async def serving(log_path: Path | None = None) -> AsyncIterator[ScriptedUpstream]:
+async def serving(
+    log_path: Path | None = None, kind: type[ScriptedUpstream] = ScriptedUpstream
+) -> AsyncIterator[ScriptedUpstream]:
     """The upstream in this process and event loop."""
-    upstream = ScriptedUpstream(log_path)
+    upstream = kind(log_path)
     await upstream.start()
     try:
         yield upstream

@@ -137,14 +137,19 @@ export class Session {
     return true;
   }
 
-  /** Follow a message: again (from its cursor), or one that is new to this session (then it is told whole). */
-  resume(id: string): Message {
+  /**
+   * Follow a message: again (then from its cursor), or one that is new to this session. For a new one `kept` is what
+   * an earlier run kept of it; by default it is told whole.
+   */
+  resume(id: string, kept: { after?: number; text?: string; reasoning?: string } = {}): Message {
     const known = this.messages.get(id);
     if (known) {
       if (known.move("resume")) this.queueResume(known);
       return known;
     }
     const message = new Message(id, undefined, "resyncing");
+    message.cursor = kept.after ?? 0;
+    message.add(kept);
     this.messages.set(id, message);
     this.queueResume(message);
     return message;

@@ -74,14 +74,6 @@ export class TurnView {
     setText(this.pill, pillText(shown, message));
     this.pill.dataset.state = shown;
     this.show({ ...answerOf(message), open: true });
-    const attempt = message.attempts.at(-1);
-    const switched = attempt !== undefined && attempt.attempt > 1;
-    this.notice.hidden = !switched;
-    if (switched) {
-      const code = attempt.reason?.code ?? "";
-      const reason = strings.errors.codes[code] ?? strings.fallbackNoReason;
-      setText(this.notice, strings.fallback(attempt.target, reason));
-    }
   }
 
   /** Show how it ended. */
@@ -102,6 +94,9 @@ export class TurnView {
     setText(this.name, answer.model ?? this.turn.model ?? strings.brand);
     this.thought.hidden = !answer.reasoning;
     setText(this.reasoning, answer.reasoning);
+    this.notice.hidden = answer.switched === undefined;
+    const reason = strings.errors.codes[answer.switched ?? ""] ?? strings.fallbackNoReason;
+    setText(this.notice, strings.fallback(answer.target ?? "", reason));
     this.showError(answer.error);
     this.showMeta(answer);
     this.stop.hidden = !answer.open;

@@ -55,7 +55,7 @@ export const strings = {
     queuedAt: (position: number) => `Queued, number ${position}`,
     thinking: "Thinking",
     streaming: "Streaming",
-    paused: "Goes on at the server",
+    paused: "Goes on unseen",
     resuming: "Catching up",
     stopping: "Stopping",
     done: "Complete",

@@ -31,6 +31,8 @@ export interface Answer {
   outputTokens?: number;
   costUsd?: number;
   finishReason?: string;
+  /** Why the target is not the first of its route; empty if the server did not say. */
+  switched?: string;
   resumes: number;
   error?: ErrorBody;
 }
@@ -53,6 +55,7 @@ export function answerOf(message: Message): Answer {
     ...(end ? { outputTokens: end.usage.output_tokens } : {}),
     ...(done?.cost_usd == null ? {} : { costUsd: done.cost_usd }),
     ...(done ? { finishReason: done.finish_reason } : {}),
+    ...(attempt && attempt.attempt > 1 ? { switched: attempt.reason?.code ?? "" } : {}),
     ...(message.error ? { error: message.error } : {}),
   };
 }

@@ -1,0 +1,49 @@
+"""`python -m tests.bench`: the figures that must hold; exits 1 if one does not."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.relay import Relay, relay
+
+FIREHOSE_US = 16.0
+"""Most CPU per delivered token in firehose, microseconds."""
+PACED_US = 60.0
+"""Most CPU per delivered token at 300 streams of 50 tokens per second."""
+
+
+async def _run(names: list[str]) -> list[tuple[Relay, float]]:
+    results = []
+    if "firehose" in names:
+        results.append((await relay("firehose: 20 streams x 300 tokens", 20, 300, 0, repeats=60), FIREHOSE_US))
+    if "paced" in names:
+        results.append((await relay("paced: 300 streams x 50 tokens/s", 300, 500, 50), PACED_US))
+    return results
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=["firehose", "paced"], help="which of: firehose, paced")
+    results = uvloop.run(_run(parser.parse_args().names or ["firehose", "paced"]))
+    table = Table("relay", "µs CPU/token", "at most", "tokens/s", "core", "first token p50/p99 ms")
+    for result, limit in results:
+        table.add_row(
+            result.name,
+            f"{result.cpu_us_per_token:.1f}",
+            f"{limit:.0f}",
+            f"{result.tokens / result.wall_seconds:,.0f}",
+            f"{result.core:.0%}",
+            f"{result.first_token_p50_ms:.0f} / {result.first_token_p99_ms:.0f}",
+        )
+    Console().print(table)
+    return 0 if all(result.cpu_us_per_token <= limit for result, limit in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
