@@ -33,8 +33,7 @@ from server.sessions.outbound import text_limit
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
 from server.upstreams.base import Driver, TargetSpec
-from server.upstreams.openai import HttpClient
-from server.upstreams.registry import UpstreamParts, build
+from server.upstreams.registry import Addresses, Parts, build
 
 log = structlog.get_logger("node")
 
@@ -50,7 +49,7 @@ class NodeParts:
     """What a node is given by whoever started the embedded parts."""
 
     redis_url: str
-    upstreams: UpstreamParts
+    upstreams: Addresses
 
 
 class Node:
@@ -68,7 +67,7 @@ class Node:
         self.sessions: set[Session] = set()
         self.draining = False
         self._specs = target_specs(settings, environ)
-        self._http = HttpClient()
+        self._upstreams = Parts.of(parts.upstreams)
         self._drivers: list[Driver] = []
 
     async def start(self) -> None:
@@ -102,7 +101,7 @@ class Node:
 
     def _target(self, spec: TargetSpec) -> Target:
         section = self.settings.targets[spec.name]
-        driver = build(spec, self.parts.upstreams, self._http)
+        driver = build(spec, self._upstreams)
         self._drivers.append(driver)
         given = section.price_per_million_input, section.price_per_million_output
         price = None if given == (None, None) else Price(given[0] or Decimal(0), given[1] or Decimal(0))
@@ -140,7 +139,7 @@ class Node:
         await self.hub.close()
         for driver in self._drivers:
             await driver.close()
-        await self._http.close()
+        await self._upstreams.close()
         await self.authenticator.close()
         await self.store.close()
         log.info("node_stopped", node=self.id)

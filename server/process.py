@@ -29,7 +29,7 @@ from server.node import Node, NodeParts
 from server.store.embedded import EmbeddedRedis
 from server.store.link import StoreError
 from server.telemetry.tasks import TaskOwner
-from server.upstreams.registry import UpstreamOwner, UpstreamParts
+from server.upstreams.registry import Addresses, LocalProcesses
 
 log = structlog.get_logger("process")
 
@@ -151,7 +151,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 async def _single(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> int:
     stop = asyncio.Event()
-    parts = NodeParts(settings.redis.url, UpstreamParts())
+    parts = NodeParts(settings.redis.url, Addresses())
     with _signals(stop):
         node = Node(settings, parts, os.environ)
         await _check_redis(parts.redis_url)
@@ -180,8 +180,9 @@ async def _parts(settings: Settings) -> AsyncGenerator[NodeParts, None]:
         if url == "embedded":
             redis = await stack.enter_async_context(EmbeddedRedis(settings.redis.data_dir))
             url = redis.url
-        upstreams = await stack.enter_async_context(UpstreamOwner(target_specs(settings, os.environ)))
-        yield NodeParts(url, upstreams.parts)
+        processes = LocalProcesses(list(target_specs(settings, os.environ).values()))
+        stack.push_async_callback(processes.stop)
+        yield NodeParts(url, await processes.start())
 
 
 async def _supervise(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> int:

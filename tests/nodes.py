@@ -14,8 +14,7 @@ from server.config import Settings, parse
 from server.node import Node, NodeParts
 from server.process import _serve_node
 from server.telemetry.tasks import TaskOwner
-from server.upstreams.registry import UpstreamParts
-
+from server.upstreams.registry import Addresses
 
 
 def settings_for(redis_url: str, upstream: str, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -56,7 +55,7 @@ async def running_node(settings: Settings) -> AsyncIterator[RunningNode]:
     """Serve with `settings` until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
-    node = Node(settings, NodeParts(settings.redis.url, UpstreamParts()), {})
+    node = Node(settings, NodeParts(settings.redis.url, Addresses()), {})
     stop, up = asyncio.Event(), asyncio.Event()
     owner = TaskOwner("test node")
     task = owner.start(_serve_node(node, listener, stop, up.set), "serve")

@@ -356,7 +356,19 @@ class Client:
     async def _connect_once(self) -> _Ending:
         if self._token_source is not None:
             self.session.token = await self._token_source()
-        connecting = open_websocket(
+        try:
+            async with self._connecting() as socket:
+                return await self._converse(socket)
+        except (OSError, TimeoutError, WebSocketException) as error:
+            return _ending_of(error)
+        finally:
+            self._note_success()
+            self._connection = None
+            self.session.disconnected()
+
+    def _connecting(self) -> open_websocket:
+        """Raises `InvalidURI`. Our own heartbeats replace the library's: they tell more."""
+        return open_websocket(
             self.url,
             subprotocols=[Subprotocol(self._codec.subprotocol)],
             additional_headers=self._headers,
@@ -367,15 +379,6 @@ class Client:
             max_size=MAX_INCOMING_BYTES,
             proxy=self._proxy,
         )
-        try:
-            async with connecting as socket:
-                return await self._converse(socket)
-        except (OSError, TimeoutError, WebSocketException) as error:
-            return _ending_of(error)
-        finally:
-            self._note_success()
-            self._connection = None
-            self.session.disconnected()
 
     def _note_success(self) -> None:
         """After a connection that lived for a while, the next failure is a first one."""

@@ -17,7 +17,7 @@ ASYMMETRIC: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 _HTTP: Final = re.compile(r"https?://[^/\s]")
-_REDIS: Final = re.compile(r"embedded$|(redis|rediss|redis\+cluster|rediss\+cluster|redis\+sentinel|unix)://.")
+_REDIS: Final = re.compile(r"embedded$|(redis|rediss|redis\+cluster|redis\+sentinel|unix)://.")
 _LEDGER: Final = re.compile(r"(sqlite:///|postgres(ql)?://).")
 
 Names = Mapping[str, set[str]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -29,14 +29,21 @@ from server.config.schema import (
 from server.config.sections import DEFAULT_TIER, Overrides, Settings
 
 
-def load(path: Path | None, environ: Mapping[str, str], overrides: Overrides | None = None) -> Settings:
+def load(
+    path: Path | None,
+    environ: Mapping[str, str],
+    overrides: Overrides | None = None,
+    *,
+    sections: Collection[str] | None = None,
+) -> Settings:
     """Read the file (if any), apply the environment, then `overrides`, and check it all.
 
-    Relative paths in a file are relative to the file's folder. Raises `ConfigError` with every problem found.
+    Relative paths in a file are relative to the file's folder. `sections`: only those are of interest; what is wrong
+    elsewhere is replaced by defaults. Raises `ConfigError` with every problem found.
     """
     if path is None:
-        return parse({}, environ, overrides=overrides)
-    return parse(_read(path), environ, overrides=overrides, base=path.absolute().parent)
+        return parse({}, environ, overrides=overrides, sections=sections)
+    return parse(_read(path), environ, overrides=overrides, base=path.absolute().parent, sections=sections)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -56,6 +63,7 @@ def parse(
     *,
     overrides: Overrides | None = None,
     base: Path | None = None,
+    sections: Collection[str] | None = None,
 ) -> Settings:
     """`load` for a configuration that is already a dict. `base`: the folder relative paths start from."""
     loader = _Loader(data, environ, base or Path.cwd())
@@ -64,7 +72,7 @@ def parse(
     for section, values in (overrides or {}).items():
         for key, value in values.items():
             loader.put((section, key), value)
-    return loader.settings()
+    return loader.settings(sections)
 
 
 def data_home(environ: Mapping[str, str]) -> Path:
@@ -193,8 +201,8 @@ class _Loader:
 
     # -- validation ------------------------------------------------------------------------------------------------
 
-    def settings(self) -> Settings:
-        """The checked result. Raises `ConfigError`."""
+    def settings(self, sections: Collection[str] | None = None) -> Settings:
+        """The checked result; see `load` for `sections`. Raises `ConfigError`."""
         self.resolve_urls()
         self.fill_defaults()
         self.place_paths()
@@ -202,8 +210,13 @@ class _Loader:
         settings = self.validate()
         for path, message in cross_checks(settings, names, self.environ):
             self.problem(path, message)
-        if self.problems:
-            raise ConfigError(sorted(self.problems, key=lambda problem: problem.path))
+        found = [
+            problem
+            for problem in sorted(self.problems, key=lambda problem: problem.path)
+            if sections is None or re.split(r"[.\[]", problem.path)[0] in sections
+        ]
+        if found:
+            raise ConfigError(found)
         return settings
 
     def validate(self) -> Settings:

@@ -247,13 +247,13 @@ def _add_parts(pieces: list[Piece], parts: list[Any]) -> bool:
 
 def _add_calls(pieces: list[Piece], calls: list[Any]) -> None:
     """Append tool-call deltas; a piece of arguments joins the one before it if both are of one call."""
+    if not all(isinstance(call, dict) for call in calls):
+        raise UpstreamFailure(Fault.GARBLED, "a tool call of the stream is not an object")
     if not pieces or pieces[-1][0] != "tool_calls":
         pieces.append(("tool_calls", []))
     merged = pieces[-1][1]
     assert isinstance(merged, list)
     for place, call in enumerate(calls):
-        if not isinstance(call, dict):
-            raise UpstreamFailure(Fault.GARBLED, "a tool call of the stream is not an object")
         call.setdefault("index", place)
         if merged and _continues(merged[-1], call):
             function = merged[-1]["function"]

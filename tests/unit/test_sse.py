@@ -37,6 +37,11 @@ def parse(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [payload for begin, end in pairwise(edges) for payload in parser.feed(stream[begin:end])]
 
 
+def feed(parser: EventParser, stream: bytes, step: int) -> None:
+    for at in range(0, len(stream), step):
+        parser.feed(stream[at : at + step])
+
+
 @pytest.mark.parametrize(
     ("stream", "payloads"),
     [
@@ -75,10 +80,8 @@ def test_line_ends_do_not_matter(stream: bytes) -> None:
 )
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_an_event_beyond_the_limit_is_refused(stream: bytes, step: int) -> None:
-    parser = EventParser(max_event_bytes=100)
     with pytest.raises(EventTooLarge, match="larger than 100 bytes"):
-        for at in range(0, len(stream), step):
-            parser.feed(stream[at : at + step])
+        feed(EventParser(max_event_bytes=100), stream, step)
 
 
 def test_many_small_events_in_one_read_are_within_the_limit() -> None:

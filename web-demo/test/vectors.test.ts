@@ -31,15 +31,17 @@ interface Vector {
 }
 
 /** What the server's side of a codec does: turn its frames into a WebSocket message, and the client's into frames. */
-const WIRES: Record<string, { codec: Codec; encode(value: unknown): string | ArrayBuffer; decode(data: never): unknown }> =
-  {
-    json: { codec: jsonCodec, encode: (value) => JSON.stringify(value), decode: (data: string) => JSON.parse(data) },
-    msgpack: {
-      codec: msgpackCodec,
-      encode: (value) => encode(value).slice().buffer,
-      decode: (data: Uint8Array) => decode(data),
-    },
-  };
+const WIRES: Record<
+  string,
+  { codec: Codec; encode(value: unknown): string | ArrayBuffer; decode(data: never): unknown }
+> = {
+  json: { codec: jsonCodec, encode: (value) => JSON.stringify(value), decode: (data: string) => JSON.parse(data) },
+  msgpack: {
+    codec: msgpackCodec,
+    encode: (value) => encode(value).slice().buffer,
+    decode: (data: Uint8Array) => decode(data),
+  },
+};
 
 const directory = new URL("../../protocol/vectors/", import.meta.url);
 const vectors: Vector[] = readdirSync(directory)
