@@ -20,7 +20,7 @@ from rich.text import Text
 
 from protocol.client.aio import Client, ClientEvent, Disconnected, Message, connect
 from protocol.client.events import AttemptStarted, Stalled, Welcomed
-from protocol.client.failures import MessageError, TidewireError
+from protocol.client.failures import TidewireError
 from protocol.client.message import MessageState
 from protocol.client.timing import Backoff
 
@@ -258,7 +258,12 @@ class Talk:
         self._count += 1
         number = self._count
         turn = {"role": "user", "content": question}
-        message = client.ask(model=self.model, messages=[*self._turns[-2 * REMEMBERED_TURNS :], turn])
+        try:
+            message = client.ask(model=self.model, messages=[*self._turns[-2 * REMEMBERED_TURNS :], turn])
+        except TidewireError as failure:  # the connection is gone for good
+            self.failed = True
+            self.screen.notice(str(failure))
+            return
         self._messages[number] = message
         self._numbers[message.id] = number
         if await self._show(number, message) and self.remember:
@@ -275,7 +280,7 @@ class Talk:
                 self.screen.piece(number, piece.text)
             if message.view.state is MessageState.CANCELLED:
                 note = "cancelled"
-        except MessageError as failure:
+        except TidewireError as failure:
             self.failed = True
             note = f"{failure}{f' (/retry {number} asks again)' if failure.retryable else ''}"
         finally:
@@ -295,12 +300,15 @@ class Talk:
         return None
 
     async def _cancel(self, message: Message) -> None:
-        await message.cancel()
+        try:
+            await message.cancel()
+        except TidewireError as failure:
+            self.screen.notice(str(failure))
 
     async def _retry(self, number: int, message: Message) -> None:
         try:
             again = await message.retry()
-        except MessageError as failure:
+        except TidewireError as failure:
             self.screen.notice(f"[{number}] {failure}")
             return
         if again:

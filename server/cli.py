@@ -177,7 +177,7 @@ def token(
     tenant: str = "default",
     tier: str | None = None,
     expires: timedelta = timedelta(hours=1),
-    scope: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    scope: Annotated[list[str] | None, Parameter(consume_multiple=False, negative=())] = None,
     api_key: Annotated[bool, Parameter(negative=())] = False,
     name: str | None = None,
     secret_env: str | None = None,
@@ -265,5 +265,7 @@ def doctor(*, config: Config = None, json: Annotated[bool, Parameter(negative=()
         Print the findings as JSON.
     """
     from server.doctor import run as examine
+    from server.telemetry.logs import configure
 
+    configure({"TIDEWIRE_LOG_LEVEL": "error"})
     return examine(config, os.environ, as_json=json)

@@ -48,6 +48,7 @@ CLOCK_SECONDS: Final = 2.0
 FEW_DESCRIPTORS: Final = 10_000
 """Each socket takes one."""
 LITTLE_DISK_BYTES: Final = 1 << 30
+PIPED_COLUMNS: Final = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Findi
     ]
     source = str(config) if config is not None else "of the demo"
     secrets = sum(spec.api_key is not None for spec in target_specs(settings, environ).values())
-    findings = [Finding("configuration", "ok", f"{source}: {len(settings.routes)} routes, {secrets} provider keys")]
+    findings = [Finding("configuration", "ok", f"{source}; routes: {len(settings.routes)}, provider keys: {secrets}")]
     try:
         results = await asyncio.gather(*parts)
     finally:
@@ -113,7 +114,7 @@ def check_auth(settings: Settings) -> list[Finding]:
     auth, findings = settings.auth, []
     ways = [
         *(["anonymous"] if auth.anonymous else []),
-        *([f"{len(auth.api_keys)} API keys"] if auth.api_keys else []),
+        *([f"API keys: {len(auth.api_keys)}"] if auth.api_keys else []),
         *(["tokens by secret"] if auth.uses_secret else []),
         *(["tokens by identity provider"] if auth.jwks_url else []),
     ]
@@ -334,7 +335,7 @@ async def check_jwks(settings: Settings) -> list[Finding]:
         return [Finding("identity provider", "fail", f"{url}: {error or 'no answer'}", remedy)]
     if not keys:
         return [Finding("identity provider", "fail", f"{url}: no public signing key", remedy)]
-    return [Finding("identity provider", "ok", f"{url}: {len(keys)} keys")]
+    return [Finding("identity provider", "ok", f"{url}: keys: {len(keys)}")]
 
 
 async def check_targets(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
@@ -403,4 +404,4 @@ def _print_table(findings: Iterable[Finding]) -> None:
         if finding.remedy:
             text.append(f"\n→ {finding.remedy}", style="dim" if finding.status == "ok" else "cyan")
         table.add_row(Text(finding.status, style=styles[finding.status]), finding.what, text)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(table)

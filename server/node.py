@@ -23,13 +23,16 @@ from server.messages import scripts
 from server.messages.events import EVENT_BYTES
 from server.messages.hub import Hub
 from server.messages.journal import Journal
+from server.messages.keeper import Keeper, Times
 from server.messages.message import Means, Target
+from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
-from server.messages.service import Settings as MessageTimes
 from server.routing.attempts import Route
 from server.sessions.actor import Closing, Session, SessionMeans
 from server.sessions.outbound import text_limit
+from server.store.keys import control_channel
+from server.store.link import StoreError
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
 from server.upstreams.base import Driver, TargetSpec
@@ -75,7 +78,7 @@ class Node:
         settings = self.settings
         self.store = await Store.connect(self.parts.redis_url, scripts.ALL)
         self.hub = Hub(self.store)
-        await self.hub.start()
+        await self.hub.start(control_channel(self.id))
         self.journal = Journal(self.store)
         self.reader = Reader(self.store)
         means = Means(
@@ -88,9 +91,15 @@ class Node:
             event_bytes=min(EVENT_BYTES, text_limit(settings.server.max_frame_bytes)),
             max_bytes=settings.messages.max_bytes,
         )
-        times = MessageTimes(settings.messages.retention_seconds, settings.messages.claim_seconds)
-        self.messages = Messages(means, self.reader, self.id, times)
+        kept = settings.messages
+        chance = random.SystemRandom()
+        times = Times(kept.retention_seconds, kept.claim_seconds)
+        self.keeper = Keeper(means, self.reader, self.id, times, chance)
+        self.messages = Messages(means, self.reader, self.keeper, self.id, chance)
         self.messages.start()
+        self.ownership = Ownership(self.store, self.id, kept.takeover_seconds, self.keeper.adopt)
+        self.ownership.reconcile = self.keeper.reconcile
+        await self.ownership.start()
         self.session_means = SessionMeans(
             self.messages, self.authenticator, self.metrics, settings.server.max_frame_bytes
         )
@@ -118,23 +127,34 @@ class Node:
         return not self.draining and self.store.available
 
     async def drain(self) -> None:
-        """Take no new work, send clients elsewhere, let running messages finish; at most `drain_seconds`."""
+        """Take no new work, send clients elsewhere, let running messages finish; at most `drain_seconds`.
+
+        What still runs then is left to the other nodes, at once and visibly.
+        """
         self.draining = self.messages.draining = True
-        log.info("draining", sessions=len(self.sessions), messages=len(self.messages.running))
+        self.ownership.adopting = False
+        log.info("draining", sessions=len(self.sessions), messages=len(self.keeper.running))
+        spread = min(RECONNECT_SPREAD_MS, round(self.settings.server.drain_seconds * 500))
         for session in self.sessions:
-            delay = random.randrange(RECONNECT_SPREAD_MS)
-            session.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": delay})
+            session.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": random.randrange(spread + 1)})
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):
-                await self.messages.idle()
+                await self.keeper.idle()
         except TimeoutError:
-            log.warning("drain_incomplete", messages=len(self.messages.running))
+            log.warning("handing_over", messages=len(self.keeper.running))
+        await self.keeper.abandon()
+        try:
+            await self.ownership.leave()
+        except (StoreError, TimeoutError):
+            log.warning("left_without_word")  # the others find out by the heartbeat
         for session in tuple(self.sessions):
             session.close_soon(Closing(CloseCode.SERVICE_RESTART, "draining"))
 
     async def close(self) -> None:
-        """Let go of everything. Idempotent enough for a failed start."""
+        """Let go of everything, in the order in which nothing misses another."""
         await self.messages.close()
+        await self.keeper.close()
+        await self.ownership.close()
         await self.journal.close()
         await self.hub.close()
         for driver in self._drivers:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
-EMBEDDED_MODEL: Final = "SmolLM2-135M-Instruct"
+EMBEDDED_MODEL: Final = "smollm2-135m-instruct"
+"""The name under which `server.upstreams.embedded` serves it."""
 DEFAULT_TIER: Final = "default"
 DAY: Final = 86_400
 

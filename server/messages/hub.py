@@ -32,6 +32,8 @@ CONFIRM_SECONDS: Final = 2.0
 NOTE_CANCEL: Final = b"c"
 NOTE_REFUSED: Final = b"x"
 """Followed by the packed error: the claim was taken back."""
+NOTE_OWNER: Final = b"o"
+"""The message has a new owner; its events go on with a jump."""
 
 END_STATES: Final = frozenset({b"done", b"failed", b"cancelled"})
 
@@ -136,9 +138,12 @@ class Hub:
         self._by_name: dict[bytes, Channel] = {}
         self._confirm: dict[bytes, asyncio.Future[None]] = {}
         self._rereading: set[str] = set()
+        self._control = b""
 
-    async def start(self) -> None:
-        """Begin to watch over the subscriptions."""
+    async def start(self, control: bytes) -> None:
+        """Begin to watch over the subscriptions; hear on `control` of stops asked for elsewhere."""
+        self._control = control
+        self._subscriber(control)
         self.store.on_moved = self._moved
         self._owner.start(self._watch(), "reread")
 
@@ -168,7 +173,7 @@ class Hub:
         if not channel.followers:
             del self.channels[tag]
         elif not channel.ended:
-            self._owner.start(self._listen(channel), "listen")
+            self._owner.start(self._listen_quietly(channel), "listen")
 
     async def follow(self, tag: str, keys: MessageKeys, follower: Follower, head: int, ended: bool) -> Channel:
         """Follow a message whose record says `head` and `ended`; subscribes if it is generated elsewhere.
@@ -216,6 +221,12 @@ class Hub:
             await asyncio.shield(waiting)
         await self._reread(channel)
 
+    async def _listen_quietly(self, channel: Channel) -> None:
+        try:
+            await self._listen(channel)
+        except (StoreError, TimeoutError):
+            log.info("listen_failed", tag=channel.tag)  # the watch rereads it
+
     def _unsubscribe(self, channel: Channel) -> None:
         name = channel.keys.channel
         if self._by_name.pop(name, None) is None:
@@ -231,6 +242,8 @@ class Hub:
             channel = self._by_name.get(reply[1])
             if channel is not None and not channel.local:
                 self._heard(channel, reply[2])
+            elif reply[1] == self._control:
+                self.on_note(reply[2].decode(), NOTE_CANCEL)
             return True
         if kind == b"ssubscribe":
             waiting = self._confirm.get(reply[1])
@@ -240,7 +253,7 @@ class Hub:
         return bool(kind == b"sunsubscribe")
 
     def _heard(self, channel: Channel, data: bytes) -> None:
-        if data[:1] in (NOTE_CANCEL, NOTE_REFUSED):
+        if len(data) == 1 or data[:1] == NOTE_REFUSED:
             self.on_note(channel.tag, data)
         elif not channel.publish(unpack(data)):
             self._reread_soon(channel)
@@ -260,6 +273,8 @@ class Hub:
 
     def _subscribe_again(self, primary: Link) -> None:
         """A new connection knows no subscription: make them again and read what was missed."""
+        if self.store.link(self._control) is primary:
+            self._links[primary].push("SSUBSCRIBE", self._control)
         for name, channel in self._by_name.items():
             if self.store.link(name) is primary:
                 self._links[primary].push("SSUBSCRIBE", name)
@@ -270,6 +285,7 @@ class Hub:
         for primary, link in self._links.items():
             if link.address != primary.address:
                 link.turn_to(primary.address)
+        self._subscriber(self._control).push("SSUBSCRIBE", self._control)
         for name, channel in self._by_name.items():
             self._subscriber(name).push("SSUBSCRIBE", name)
             self._reread_soon(channel)

@@ -19,8 +19,10 @@ import structlog
 from protocol.errors import ErrorClass, ProtocolError
 from server.ledger.cost import Price, as_usd
 from server.messages import request as asked
+from server.messages.finalize import gather
 from server.messages.hub import Hub
 from server.messages.journal import End, Journal, JournalLost, Outbox, Verdict
+from server.messages.reader import Reader
 from server.messages.scripts import START_ATTEMPT
 from server.messages.state import Happening, State, after
 from server.messages.tally import AttemptTally, user_usage
@@ -69,6 +71,12 @@ class Claim:
     reason: Reason | None = None
     """Why it runs again: a reopened failure or a takeover."""
     shown: Shown = field(default_factory=Shown)
+    standing_text: bytes = b""
+    """Visible text that stands at `head`, from earlier owners."""
+    cancelled: bool = False
+    """A stop was asked for before this owner came."""
+    base: int = 0
+    """Seq of the attempt since which the text stands."""
 
 
 class Watch(Protocol):
@@ -98,14 +106,19 @@ class Means:
 class Running:
     """One message that this process generates."""
 
-    def __init__(self, claim: Claim, means: Means) -> None:
+    def __init__(self, claim: Claim, means: Means, reader: Reader) -> None:
         self.claim = claim
         self.means = means
+        self.reader = reader
         self.state = State.ADMITTING
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Set when the first attempt is allocated; fails with the `ProtocolError` of a refusal."""
+        """Set when the first attempt is allocated; fails with the `ProtocolError` of a refusal, or `Displaced`."""
         self.admitted.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self.cancel_requested = False
+        self.refusal: ProtocolError | None = None
+        """Why it was not admitted."""
+        self.lost_writes = False
+        """Redis lost acknowledged entries of this message: it must be taken over anew."""
+        self.cancel_requested = claim.cancelled
         self.tallies: list[AttemptTally] = []
         self.shown = claim.shown
         self._stop: asyncio.Timeout | None = None
@@ -120,11 +133,8 @@ class Running:
             self._signalled,
             means.event_bytes,
         )
-
-    @property
-    def route(self) -> Route:
-        """The route that was asked for."""
-        return self.means.routes[self.claim.request.get("model", "default")]
+        self.outbox.waiting.standing(claim.standing_text)
+        self._abandoned = False
 
     def cancel(self) -> None:
         """Stop generating; what stands is kept. Idempotent."""
@@ -141,6 +151,11 @@ class Running:
         if self._stop is not None and not self._stop.expired():
             self._stop.reschedule(asyncio.get_running_loop().time())
 
+    def abandon(self) -> None:
+        """Write nothing more: the message is left to a survivor."""
+        self._abandoned = True
+        self.outbox.abandon()
+
     async def run(self) -> bool:
         """Drive the message to its end; False if another node took it, or it could not be admitted."""
         try:
@@ -149,20 +164,28 @@ class Running:
         except JournalLost as lost:
             log.warning("message_lost", id=self.claim.id, tag=self.claim.tag, verdict=lost.verdict.name)
             self.outbox.abandon()
+            self.lost_writes = lost.verdict is Verdict.GAP
             return False
         except _NotAdmitted:
             return False
         finally:
             if not self.admitted.done():
-                self.admitted.set_exception(ProtocolError("internal", "the message ended before it was admitted"))
+                self.admitted.set_exception(Displaced())
         self.means.watch.message_ended(self.state)
         return True
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 
     async def _attempts(self) -> None:
-        plan = Plan(self.route, self.claim.attempts)
-        step: Try | GiveUp = plan.first(self.shown, self.claim.reason)
+        if self.cancel_requested and self.claim.attempts:
+            self.state = State.STREAMING
+            return self._cancelled()
+        name = self.claim.request.get("model", "default")
+        route = self.means.routes.get(name)
+        if route is None:  # adopted from a node with another configuration
+            return self._failed(GiveUp("model_not_found", f"there is no model {name!r} here", "permanent"))
+        plan = Plan(route, self.claim.attempts)
+        step = plan.first(self.shown, self.claim.reason)
         while isinstance(step, Try):
             target = self.means.targets[step.target]
             if not await self._start(step, target):
@@ -212,9 +235,8 @@ class Running:
             try:
                 return int(await store.run(START_ATTEMPT, keys, args))
             except (StoreError, TimeoutError):
-                self.admitted.set_exception(
-                    ProtocolError("store_unavailable", "Redis does not answer", retry_after_ms=1000)
-                )
+                self.refusal = ProtocolError("store_unavailable", "the store does not answer", retry_after_ms=1000)
+                self.admitted.set_exception(self.refusal)
                 raise _NotAdmitted from None
         while True:  # a running message goes on as soon as Redis does; the script may be repeated
             try:
@@ -239,7 +261,7 @@ class Running:
 
     async def _pump(self, step: Try, target: Target, tally: AttemptTally) -> str | None:
         shown_attempt = False
-        async with aclosing(target.driver.stream(self._call(target, step))) as stream:
+        async with aclosing(target.driver.stream(await self._call(step))) as stream:
             async for batch in stream:
                 tally.take(batch, time.time())
                 if batch.pieces:
@@ -257,10 +279,15 @@ class Running:
                     return batch.finish_reason
         raise UpstreamFailure(Fault.BROKEN_STREAM, "the stream ended without a finish reason")
 
-    def _call(self, target: Target, step: Try) -> Call:
+    async def _call(self, step: Try) -> Call:
         request = self.claim.request
+        messages = request.get("messages", [])
+        if step.mode == "continue":
+            await self.outbox.flushed()
+            standing = await gather(self.reader, self.claim.keys, self.outbox.base or self.claim.base)
+            messages = [*messages, {"role": "assistant", "content": b"".join(standing.text).decode()}]
         return Call(
-            messages=request.get("messages", []),
+            messages=messages,
             options=asked.options(request),
             max_output_tokens=request.get("max_output_tokens"),
             user=self.claim.user_hash,
@@ -357,6 +384,10 @@ class Running:
         costs = [self._cost(tally) for tally in self.tallies if tally.stands]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if known else None
+
+
+class Displaced(Exception):
+    """Another node took the message before it was admitted here: whoever waits attaches there."""
 
 
 class _NotAdmitted(Exception):

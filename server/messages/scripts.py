@@ -16,7 +16,8 @@ RELEASE: Final = Script.load(_LUA / "release_v1.lua")
 CANCEL: Final = Script.load(_LUA / "cancel_v1.lua")
 PAGE: Final = Script.load(_LUA / "page_v1.lua")
 FINALIZE: Final = Script.load(_LUA / "finalize_v1.lua")
-ALL: Final = (CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE)
+TAKEOVER: Final = Script.load(_LUA / "takeover_v1.lua")
+ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE)
 
 MAX_RUNS: Final = 5
 """How often one message may run: the first time and four times reopened by `retry_of`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,33 +16,25 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages import request as asked
-from server.messages.finalize import finalize
-from server.messages.hub import NOTE_CANCEL, NOTE_REFUSED
-from server.messages.message import Claim, Means, Running
-from server.messages.reader import Reader, Record
-from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS, RELEASE
+from server.messages.hub import NOTE_CANCEL
+from server.messages.keeper import Keeper
+from server.messages.message import Claim, Displaced, Means
+from server.messages.reader import Reader
+from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.routing.attempts import Reason, Shown
-from server.store.keys import MessageKeys, active_set, message_tag, open_set, user_tag
+from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
 from server.store.link import StoreError
+from server.store.store import CALL_SECONDS, forget
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
 
 ADMITTING_POLL_SECONDS: Final = 0.05
-ADMITTING_SECONDS: Final = 5.0
+ADMITTING_SECONDS: Final = 8.0
 """How long an attached sender waits for another node's admission."""
-RETRY_SECONDS: Final = 0.25
-STOP_SECONDS: Final = 5.0
+END_STATES: Final = ("done", "failed", "cancelled")
 CANCEL_POLL_SECONDS: Final = 1.0
 """How often an owner looks for a stop that was asked for elsewhere while its message writes nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How long things are kept, in seconds."""
-
-    retention_seconds: float
-    claim_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +52,21 @@ class Found:
     @property
     def ended(self) -> bool:
         """Whether nothing follows."""
-        return self.state in ("done", "failed", "cancelled")
+        return self.state in END_STATES
 
 
 class Messages:
     """Every message that this process runs, and the way to all others."""
 
-    def __init__(self, means: Means, reader: Reader, node: str, settings: Settings) -> None:
+    def __init__(self, means: Means, reader: Reader, keeper: Keeper, node: str, chance: random.Random) -> None:
         self.means = means
         self.reader = reader
+        self.keeper = keeper
         self.node = node
-        self.settings = settings
-        self.running: dict[str, Running] = {}
         self.draining = False
+        self._chance = chance
         self._owner = TaskOwner("messages")
         self._open = open_set(node)
-        self._idle = asyncio.Event()
-        self._idle.set()
         means.hub.on_note = self._note
 
     def start(self) -> None:
@@ -107,23 +97,52 @@ class Messages:
             )
 
     async def _ask(self, who: Principal, send: Send, tag: str, keys: MessageKeys) -> Found:
-        deadline = time.monotonic() + ADMITTING_SECONDS
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + ADMITTING_SECONDS
+        running = self.keeper.running.get(tag)
         while True:
-            running = self.running.get(tag)
             if running is not None:
-                await asyncio.shield(running.admitted)
-            generation = secrets.token_hex(8).encode()
-            reply = await self._claim(who, send, tag, keys, generation)
-            if reply[0] in (b"new", b"reopened"):
-                return await self._begin(_claimed(who, send, tag, keys, generation, reply), send.conversation)
+                try:
+                    await asyncio.shield(running.admitted)
+                except Displaced:
+                    running = None
+            generation = self._chance.randbytes(8).hex().encode()
+            reply = await self._claim_or_undo(who, send, tag, keys, generation)
             if reply[0] == b"mismatch":
                 raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
-            state = reply[1].decode()
+            if reply[0] != b"have":
+                running = self.keeper.begin(_claimed(who, send, tag, keys, generation, reply))
+                try:
+                    await asyncio.shield(running.admitted)
+                except Displaced:
+                    continue
+                return Found(send.id, tag, keys, "streaming", running.outbox.head, False, send.conversation)
+            state, owner = reply[1].decode(), reply[4].decode()
+            if owner == self.node and state not in END_STATES and not self.keeper.has(tag):
+                await self.keeper.adopt(tag, self.node)  # a claim of ours that happened after it was given up
+                running = self.keeper.running.get(tag)
+                continue
             if state != "admitting":
                 return Found(send.id, tag, keys, state, int(reply[2]), True, send.conversation)
-            if time.monotonic() > deadline:
+            if loop.time() > give_up:
                 raise unavailable()
             await asyncio.sleep(ADMITTING_POLL_SECONDS)
+            running = self.keeper.running.get(tag)
+
+    async def _claim_or_undo(
+        self, who: Principal, send: Send, tag: str, keys: MessageKeys, generation: bytes
+    ) -> list[Any]:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await self._claim(who, send, tag, keys, generation)
+        except (StoreError, TimeoutError):
+            self._owner.start(self._undo(tag, keys, generation), "undo claim")
+            raise
+
+    async def _undo(self, tag: str, keys: MessageKeys, generation: bytes) -> None:
+        """The claim was given up but may still happen: take it back when Redis answers again."""
+        keeper = self.keeper
+        await keeper.stubbornly(lambda: keeper.release(keys, generation, b"", unavailable()))
 
     async def _claim(self, who: Principal, send: Send, tag: str, keys: MessageKeys, generation: bytes) -> list[Any]:
         store = self.means.store
@@ -146,7 +165,7 @@ class Messages:
             fields += ["conversation", send.conversation]
         args = [
             asked.fingerprint(send),
-            round(self.settings.claim_seconds * 1000),
+            round(self.keeper.times.claim_seconds * 1000),
             "" if send.retry_of is None else send.retry_of,
             MAX_RUNS,
             self.node,
@@ -159,7 +178,7 @@ class Messages:
 
     def _forget_hints(self, tag: str, user: str, message_id: str, reply: Sequence[Any]) -> None:
         """The claim was somebody else's: our hint goes; the user's stays as long as the message runs."""
-        if tag in self.running:
+        if self.keeper.has(tag):
             return
         self._owner.start(self._remove_hints(tag, user, message_id, reply[0] == b"mismatch"), "hints")
 
@@ -173,75 +192,6 @@ class Messages:
         except (StoreError, TimeoutError):
             log.info("hints_left", tag=tag)
 
-    async def _begin(self, claim: Claim, conversation: str | None) -> Found:
-        running = self.running[claim.tag] = Running(claim, self.means)
-        self._idle.clear()
-        self._owner.start(self._drive(running), claim.id)
-        await asyncio.shield(running.admitted)
-        return Found(claim.id, claim.tag, claim.keys, "streaming", running.outbox.head, False, conversation)
-
-    # --- run ---------------------------------------------------------------------------------------------------------
-
-    async def _drive(self, running: Running) -> None:
-        claim = running.claim
-        try:
-            ended = await running.run()
-            if not ended:
-                await self._give_back(running)
-        finally:
-            del self.running[claim.tag]
-            if not self.running:
-                self._idle.set()
-            self.means.hub.disown(claim.tag)
-        if ended:
-            await self._finish(claim)
-
-    async def _give_back(self, running: Running) -> None:
-        """The message could not be admitted, or belongs to another node: free the id, forget it here."""
-        claim = running.claim
-        error = running.admitted.exception() if running.admitted.done() else None
-        if isinstance(error, ProtocolError):
-            await self._stubbornly(lambda: self._release(claim, error))
-        await self._stubbornly(lambda: self._unlist(claim, active=error is not None))
-
-    async def _release(self, claim: Claim, error: ProtocolError) -> None:
-        note = NOTE_REFUSED + msgpack.packb(error.as_dict())
-        await self.means.store.run(RELEASE, [claim.keys.record, claim.keys.channel], [claim.generation, note], 5.0)
-
-    async def _finish(self, claim: Claim) -> None:
-        settings = self.settings
-
-        async def keep() -> None:
-            await finalize(
-                self.means.store,
-                self.reader,
-                claim.keys,
-                claim.generation,
-                claim.run,
-                settings.retention_seconds,
-                settings.claim_seconds,
-            )
-
-        await self._stubbornly(keep)
-        await self._stubbornly(lambda: self._unlist(claim, active=True))
-
-    async def _unlist(self, claim: Claim, active: bool) -> None:
-        store = self.means.store
-        if active:
-            index = active_set(claim.user_tag)
-            await store.call(index, "SREM", index, claim.id, seconds=5.0)
-        await store.call(self._open, "SREM", self._open, claim.tag, seconds=5.0)
-
-    async def _stubbornly(self, step: Any) -> None:
-        """Repeat an idempotent step until Redis has done it."""
-        while True:
-            try:
-                await step()
-                return
-            except (StoreError, TimeoutError) as error:
-                log.info("step_repeated", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
-
     # --- look, cancel ------------------------------------------------------------------------------------------------
 
     async def find(self, who: Principal, message_id: str) -> Found:
@@ -249,15 +199,12 @@ class Messages:
         tag = message_tag(who.tenant, who.kind, who.user, message_id)
         keys = MessageKeys.of(tag)
         try:
-            record = await self._settled_record(keys)
+            record = await self.reader.record(keys, seconds=CALL_SECONDS)
         except (StoreError, TimeoutError):
             raise unavailable() from None
         if record is None:
             raise unknown(message_id)
         return Found(message_id, tag, keys, record.state, record.head, True, record.conversation)
-
-    async def _settled_record(self, keys: MessageKeys) -> Record | None:
-        return await self.reader.record(keys, seconds=0.12)
 
     async def cancel(self, who: Principal, message_id: str) -> Found:
         """Ask for a stop; the receipt comes through the journal. Raises like `find`."""
@@ -269,10 +216,20 @@ class Messages:
             raise unavailable() from None
         if not reply:
             raise unknown(message_id)
-        running = self.running.get(tag)
+        running, owner = self.keeper.running.get(tag), reply[2].decode()
         if running is not None:
             running.cancel()
+        elif reply[0].decode() not in END_STATES:
+            self._tell_owner(owner, tag)
         return Found(message_id, tag, keys, reply[0].decode(), int(reply[1]), True)
+
+    def _tell_owner(self, owner: str, tag: str) -> None:
+        """A hint at once; the owner finds the request in the record in any case."""
+        channel = control_channel(owner)
+        try:
+            self.means.store.link(channel).call("SPUBLISH", channel, tag).add_done_callback(forget)
+        except StoreError:
+            log.info("owner_not_told", owner=owner)
 
     async def active(self, who: Principal) -> list[Found]:
         """The user's running messages, so that a new device finds them."""
@@ -293,7 +250,7 @@ class Messages:
             return None
 
     def _note(self, tag: str, note: bytes) -> None:
-        running = self.running.get(tag)
+        running = self.keeper.running.get(tag)
         if running is not None and note[:1] == NOTE_CANCEL:
             running.cancel()
 
@@ -301,7 +258,7 @@ class Messages:
         """A stop asked for on another node reaches the owner by its next append; or, if it writes nothing, here."""
         while True:
             await asyncio.sleep(CANCEL_POLL_SECONDS)
-            for running in list(self.running.values()):
+            for running in list(self.keeper.running.values()):
                 if not running.cancel_requested and running.admitted.done():
                     try:
                         record = running.claim.keys.record
@@ -310,17 +267,8 @@ class Messages:
                     except (StoreError, TimeoutError):
                         break
 
-    async def idle(self) -> None:
-        """Wait until nothing runs here."""
-        await self._idle.wait()
-
     async def close(self) -> None:
-        """Stop: give what runs a moment to be journaled, then let go."""
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._idle.wait()
-        except TimeoutError:
-            log.warning("messages_left", count=len(self.running))
+        """Stop looking. What runs is the keeper's."""
         await self._owner.close()
 
 

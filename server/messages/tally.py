@@ -76,6 +76,25 @@ class AttemptTally:
         }
 
 
+def lost_record(number: int, description: dict[str, Any], text_bytes: int) -> dict[str, Any]:
+    """The record of an attempt whose node was lost: nobody counted, so its output is estimated from the journal."""
+    return {
+        "attempt": number,
+        "target": description["target"],
+        "model": description["model"],
+        "outcome": "owner_lost",
+        "payer": "operator",
+        "source": "estimated",
+        "input_tokens": 0,
+        "output_tokens": -(-text_bytes // 4),
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+        "cost_nano_usd": None,
+        "started_at": description["started_at"],
+        "first_token_ms": None,
+    }
+
+
 def user_usage(tallies: list[AttemptTally]) -> dict[str, int]:
     """The `usage` of the end frame: what stands, its input once."""
     standing = [tally for tally in tallies if tally.stands]

@@ -80,20 +80,25 @@ class Plan:
     """Attempts of earlier runs and owners: numbers go on from here."""
     failures: list[tuple[str, Reason]] = field(default_factory=list)
 
-    def first(self, shown: Shown, reason: Reason | None = None) -> Try:
+    def first(self, shown: Shown, reason: Reason | None = None) -> Try | GiveUp:
         """The attempt to begin with; after a takeover or reopening `reason` says why and `shown` what stands."""
+        if reason is not None and reason.code == "owner_lost" and self._ends_with_what_stands(shown):
+            return GiveUp("internal", reason.message, "temporary")
         return self._try(self.route.targets[0], shown, reason)
 
     def after_failure(self, target: str, reason: Reason, may_retry: bool, shown: Shown) -> Try | GiveUp:
         """What follows the failure of `target`; `may_retry` is false where another target would refuse, too."""
         self.failures.append((target, reason))
-        if not may_retry or (shown.anything and self.route.on_midstream_failure == "fail"):
+        if not may_retry or self._ends_with_what_stands(shown):
             return GiveUp(reason.code, reason.message, reason.error_class, reason.retry_after_ms)
         tried = {name for name, _ in self.failures}
         following = next((name for name in self.route.targets if name not in tried), None)
         if following is None:
             return self._all_failed()
         return self._try(following, shown, reason)
+
+    def _ends_with_what_stands(self, shown: Shown) -> bool:
+        return shown.anything and self.route.on_midstream_failure == "fail"
 
     def _try(self, target: str, shown: Shown, reason: Reason | None) -> Try:
         self.made += 1

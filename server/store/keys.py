@@ -73,6 +73,15 @@ NODES = f"{PREFIX}{{nodes}}".encode()
 """Set of the incarnations that may be alive: a hint."""
 
 
+GONE = f"{PREFIX}{{gone}}".encode()
+"""Set of the incarnations that have let go of everything: the others need not wait for their death."""
+
+
+def control_channel(node: str) -> bytes:
+    """Shard channel on which `node` hears what concerns its messages (a stop asked for elsewhere)."""
+    return f"{PREFIX}{{node:{node}}}:ctl".encode()
+
+
 def heartbeat(node: str, primary: str) -> bytes:
     """Counter that `node` raises as long as it lives; `primary` is a tag that lies on the primary in question."""
     return f"{PREFIX}{{{primary}}}:hb:{node}".encode()

@@ -215,11 +215,11 @@ async def within(future: asyncio.Future[Any], seconds: float | None) -> Any:
         await asyncio.sleep(0)  # one turn of the loop: a reply may lie in the socket already
         if future.done() and not future.cancelled() and future.exception() is None:
             return future.result()
-        future.add_done_callback(_forget)
+        future.add_done_callback(forget)
         raise
 
 
-def _forget(future: asyncio.Future[Any]) -> None:
+def forget(future: asyncio.Future[Any]) -> None:
     """Take a late answer nobody waits for, so that it is not reported as never retrieved."""
     if not future.cancelled():
         future.exception()

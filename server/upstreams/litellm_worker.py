@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import httpx
@@ -34,6 +34,7 @@ def load_litellm() -> Any:
     os.environ["LITELLM_MODE"] = "PRODUCTION"
     import litellm
 
+    httpx.Response.aiter_lines = event_stream_lines  # type: ignore[method-assign,assignment]
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.disable_streaming_logging = True
@@ -43,6 +44,21 @@ def load_litellm() -> Any:
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm
+
+
+async def event_stream_lines(response: httpx.Response) -> AsyncIterator[str]:
+    """The lines of a response, cut at LF, CRLF and nothing else.
+
+    httpx cuts wherever `str.splitlines` does, also at U+2028 or U+0085 in the midst of a model's text. litellm parses
+    event streams by httpx's lines and loses the rest of such an answer.
+    """
+    rest = ""
+    async for text in response.aiter_text():
+        *lines, rest = f"{rest}{text}".split("\n")
+        for line in lines:
+            yield line.removesuffix("\r")
+    if rest:
+        yield rest
 
 
 class Worker:
@@ -160,6 +176,10 @@ def arguments(settings: Mapping[str, Any], request: Mapping[str, Any]) -> dict[s
         found["max_tokens"] = request["max_output_tokens"]
     if request.get("user") is not None:
         found["user"] = request["user"]
+    if found.get("tools"):
+        found["_skip_mcp_handler"] = (
+            True  # else litellm 1.106 imports its proxy's MCP gateway, which needs more packages
+        )
     return found
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
@@ -35,8 +33,8 @@ TAIL_SECONDS: Final = 2.0
 """How long to wait for usage and `[DONE]` once the finish reason is known, and for the end of the body after that."""
 KEEPALIVE_SECONDS: Final = 4.0
 """Idle connections go before servers drop them (uvicorn after 5 s): a POST on a dying one cannot be repeated."""
-STALE_SECONDS: Final = 1.0
-"""A reused connection that breaks this soon, without a byte of an answer, had been closed by the server before."""
+_HANG_UP: Final = frozenset(("llama.cpp",))
+"""Servers (by their `Server` header) that promise to keep a connection after a stream and then close it."""
 DNS_SECONDS: Final = 60
 CHECK_SECONDS: Final = 10.0
 
@@ -55,11 +53,8 @@ class HttpClient:
         """The session; made here because it belongs to the running event loop."""
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=DNS_SECONDS, keepalive_timeout=KEEPALIVE_SECONDS)
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_reuseconn.append(_note_reuse)
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                trace_configs=[trace],
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"accept-encoding": "identity", "user-agent": "tidewire"},
                 timeout=aiohttp.ClientTimeout(total=None),
@@ -71,21 +66,6 @@ class HttpClient:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
-
-
-@dataclass(slots=True)
-class _Sending:
-    """How one request went out; aiohttp tells by a trace."""
-
-    reused: bool = False
-    """Over a connection that had served another request before."""
-
-
-async def _note_reuse(
-    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    if isinstance(sending := context.trace_request_ctx, _Sending):
-        sending.reused = True
 
 
 class OpenAIDriver:
@@ -176,7 +156,9 @@ class OpenAIDriver:
         dog.ask()
         try:
             async with asyncio.timeout(dog.budget):
-                response = await self._send(body)
+                response = await self._http.session.post(
+                    self._url, data=body, headers=self._headers, timeout=self._timeout, allow_redirects=False
+                )
         except aiohttp.ConnectionTimeoutError:
             dog.stop()
             raise UpstreamFailure(Fault.CONNECT_TIMEOUT, "no connection in time") from None
@@ -190,33 +172,12 @@ class OpenAIDriver:
             dog.stop()
             raise
         dog.answered(content=False)
+        if response.headers.get("server") in _HANG_UP:
+            _do_not_reuse(response)
         if response.status != 200:
             dog.stop()
             raise await _refusal(response)
         return response
-
-    async def _send(self, body: bytes) -> aiohttp.ClientResponse:
-        """POST, once more if the connection turns out to be one that the server had closed while it was idle.
-
-        That is the one case in which a POST may be repeated: the server never saw it. llama.cpp closes connections
-        right after a stream that promised to keep them.
-        """
-        for last in (False, True):
-            sending = _Sending()
-            begun = time.monotonic()
-            try:
-                return await self._http.session.post(
-                    self._url,
-                    data=body,
-                    headers=self._headers,
-                    timeout=self._timeout,
-                    allow_redirects=False,
-                    trace_request_ctx=sending,
-                )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if last or not sending.reused or time.monotonic() - begun > STALE_SECONDS:
-                    raise
-        raise AssertionError("the loop returns or raises")
 
 
 class _Answer:
@@ -299,6 +260,12 @@ class _Answer:
         self._dog.ask()
         while await self._payloads() is not None:
             pass
+
+
+def _do_not_reuse(response: aiohttp.ClientResponse) -> None:
+    """Close the connection when this answer is over."""
+    if response.connection is not None and response.connection.protocol is not None:
+        response.connection.protocol.force_close()
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> UpstreamFailure:

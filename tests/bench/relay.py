@@ -24,7 +24,6 @@ from tests.servers import RedisServer
 from tests.upstreams.scripted import process as scripted_process
 
 MESSAGES_PER_SOCKET = 20
-SHIM = "import sys,os;from pathlib import Path;from server.config import load;from server.process import serve;sys.exit(serve(load(Path(sys.argv[1]),os.environ),lambda a:print(a,flush=True)))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ async def served(redis_url: str, upstream: str) -> AsyncIterator[tuple[str, psut
             '[routes.default]\ntargets = ["scripted"]\n'
         )
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", SHIM, str(config), stdout=asyncio.subprocess.PIPE
+            sys.executable, "-m", "server", "serve", "--config", str(config), stdout=asyncio.subprocess.PIPE
         )
         assert child.stdout is not None
         try:

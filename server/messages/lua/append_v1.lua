@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  record of the message   KEYS[2]  journal   KEYS[3]  shard channel
 -- ARGV[1]  fence of the caller
--- ARGV[2]  head that the entry must continue
+-- ARGV[2]  tip that the entry must continue: the head, or further on since a takeover
 -- ARGV[3]  seq of its last event: the new head
 -- ARGV[4]  the entry, packed
 -- ARGV[5]  seq of the last fresh or restart attempt in it, or ''
@@ -11,7 +11,7 @@
 --
 -- 1 written (or it had been: the same fence and the same bytes stand there) · 2 the same, and a cancel was requested
 -- -1 fenced · -2 the message has ended · -3 the entry does not continue the journal
-local have = redis.call('HMGET', KEYS[1], 'fence', 'head', 'state', 'cancel')
+local have = redis.call('HMGET', KEYS[1], 'fence', 'tip', 'state', 'cancel')
 if have[1] ~= ARGV[1] then
   return -1
 end
@@ -30,7 +30,7 @@ if have[2] ~= ARGV[2] then
   return -3
 end
 redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'f', ARGV[1], 'e', ARGV[4])
-redis.call('HSET', KEYS[1], 'head', ARGV[3])
+redis.call('HSET', KEYS[1], 'head', ARGV[3], 'tip', ARGV[3])
 if ARGV[5] ~= '' then
   redis.call('HSET', KEYS[1], 'base', ARGV[5])
 end

@@ -3,8 +3,8 @@
 -- KEYS[1]  record of the message   KEYS[2]  shard channel
 -- ARGV[1]  note to publish
 --
--- {state, head} as they stand; nothing for a message that does not exist
-local have = redis.call('HMGET', KEYS[1], 'state', 'head')
+-- {state, head, owner} as they stand; nothing for a message that does not exist
+local have = redis.call('HMGET', KEYS[1], 'state', 'head', 'owner')
 if not have[1] then
   return {}
 end

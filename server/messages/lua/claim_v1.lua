@@ -6,7 +6,7 @@
 -- ARGV[3]  `retry_of`: seq of a temporary failure to reopen, or ''
 -- ARGV[4]  most runs of one message
 -- ARGV[5]  fence of the caller without its counter (the node's incarnation)
--- ARGV[6…] field, value, … of a new record (without fp, state, head, fence, run)
+-- ARGV[6…] field, value, … of a new record (without fp, state, head, tip, fence, run)
 --
 -- {'new', fence}                        created; the caller owns it
 -- {'reopened', fence, head, attempts, generation, run, records}   a failure was reopened; the caller owns it
@@ -15,7 +15,7 @@
 local have = redis.call('HMGET', KEYS[1], 'fp', 'state', 'head', 'gen', 'owner', 'fence', 'retry', 'run', 'attempts', 'records')
 if not have[1] then
   local fence = '1:' .. ARGV[5]
-  redis.call('HSET', KEYS[1], 'fp', ARGV[1], 'state', 'admitting', 'head', '0', 'run', '1', 'attempts', '0',
+  redis.call('HSET', KEYS[1], 'fp', ARGV[1], 'state', 'admitting', 'head', '0', 'tip', '0', 'run', '1', 'attempts', '0',
     'owner', ARGV[5], 'fence', fence, unpack(ARGV, 6))
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   return {'new', fence}

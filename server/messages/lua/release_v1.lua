@@ -1,12 +1,18 @@
--- Take a claim back whose admission was refused: the id is free again, whoever attached hears why.
+-- Take a claim back that was not admitted: the id is free again, whoever attached hears why.
+--
+-- Also one whose first attempt was allocated by a call that was given up and still happened: nothing was dispatched.
 --
 -- KEYS[1]  record of the message   KEYS[2]  shard channel
 -- ARGV[1]  generation of the claim
 -- ARGV[2]  note to publish
+-- ARGV[3]  fence of the caller, or '' if it never learned it; then ARGV[4] is the owner
 --
 -- 1 released · 0 it is no longer this claim
-local have = redis.call('HMGET', KEYS[1], 'gen', 'state')
-if have[1] ~= ARGV[1] or have[2] ~= 'admitting' then
+local have = redis.call('HMGET', KEYS[1], 'gen', 'state', 'head', 'fence', 'owner', 'run')
+if have[1] ~= ARGV[1] or have[3] ~= '0' or have[6] ~= '1' or (have[2] ~= 'admitting' and have[2] ~= 'streaming') then
+  return 0
+end
+if (ARGV[3] ~= '' and have[4] ~= ARGV[3]) or (ARGV[3] == '' and have[5] ~= ARGV[4]) then
   return 0
 end
 redis.call('DEL', KEYS[1])

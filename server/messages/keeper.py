@@ -1,0 +1,260 @@
+"""The messages that this process owns: begun, adopted from others, driven, finished, given back.
+
+Everything here that touches Redis after a message has ended, or failed to begin, is idempotent and repeated until
+Redis has done it: a step that was cut off is done again, here or by a survivor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+import structlog
+
+from protocol.errors import ProtocolError
+from server.messages import request as asked
+from server.messages.finalize import finalize, gather
+from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
+from server.messages.message import Claim, Means, Running
+from server.messages.reader import Reader
+from server.messages.scripts import RELEASE, TAKEOVER
+from server.messages.tally import lost_record
+from server.routing.attempts import Reason, Shown
+from server.store.keys import MessageKeys, active_set, open_set, user_tag
+from server.store.link import StoreError
+from server.telemetry.tasks import TaskOwner
+
+log = structlog.get_logger("messages")
+
+RETRY_SECONDS: Final = 0.25
+JUMP: Final = 2**20
+"""After a takeover the seqs begin at least this much further on, and at most twice as far."""
+STEP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long things are kept, in seconds."""
+
+    retention_seconds: float
+    claim_seconds: float
+
+
+class Keeper:
+    """See the module."""
+
+    def __init__(self, means: Means, reader: Reader, node: str, times: Times, chance: random.Random) -> None:
+        self.means = means
+        self.reader = reader
+        self.node = node
+        self.times = times
+        self.running: dict[str, Running] = {}
+        self.finishing: set[str] = set()
+        self.owner = TaskOwner("messages")
+        self._chance = chance
+        self._open = open_set(node)
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def has(self, tag: str) -> bool:
+        """Whether this process runs the message, or is finishing it."""
+        return tag in self.running or tag in self.finishing
+
+    def begin(self, claim: Claim) -> Running:
+        """Drive a message that this node has just come to own."""
+        running = self.running[claim.tag] = Running(claim, self.means, self.reader)
+        self._idle.clear()
+        self.owner.start(self._drive(running), claim.id)
+        return running
+
+    async def _drive(self, running: Running) -> None:
+        claim = running.claim
+        self.finishing.add(claim.tag)
+        try:
+            try:
+                ended = await running.run()
+            finally:
+                if self.running.get(claim.tag) is running:
+                    del self.running[claim.tag]
+                    self.means.hub.disown(claim.tag)
+            if ended:
+                await self.finish(claim.keys, claim.generation, claim.run)
+                await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
+            else:
+                await self._give_back(running)
+        finally:
+            self.finishing.discard(claim.tag)
+            if not self.running and not self.finishing:
+                self._idle.set()
+
+    async def finish(self, keys: MessageKeys, generation: bytes, run: int) -> None:
+        """Do what is left to do after the end."""
+        times = self.times
+
+        async def keep() -> None:
+            await finalize(
+                self.means.store, self.reader, keys, generation, run, times.retention_seconds, times.claim_seconds
+            )
+
+        await self.stubbornly(keep)
+
+    async def _give_back(self, running: Running) -> None:
+        """It could not be admitted, belongs to another node, or lost acknowledged writes."""
+        claim = running.claim
+        if running.lost_writes:
+            await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
+            return
+        error = running.refusal
+        if error is not None:
+            await self.stubbornly(lambda: self.release(claim.keys, claim.generation, claim.fence, error))
+            await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
+        else:
+            await self.stubbornly(lambda: self._unlist(claim.tag))
+
+    async def release(self, keys: MessageKeys, generation: bytes, fence: bytes, error: ProtocolError) -> None:
+        """Free the id of a claim that came to nothing; those who attached hear why."""
+        note = NOTE_REFUSED + msgpack.packb(error.as_dict())
+        args = [generation, note, fence, self.node]
+        await self.means.store.run(RELEASE, [keys.record, keys.channel], args, STEP_SECONDS)
+
+    async def _unlist(self, tag: str, message_id: str | None = None, user: str | None = None) -> None:
+        """Take a message off this node's list, and off its user's if those are given."""
+        store = self.means.store
+        if user is not None and message_id is not None:
+            index = active_set(user)
+            await store.call(index, "SREM", index, message_id, seconds=STEP_SECONDS)
+        if tag not in self.running:
+            await store.call(self._open, "SREM", self._open, tag, seconds=STEP_SECONDS)
+
+    async def stubbornly(self, step: Callable[[], Awaitable[Any]]) -> None:
+        """Repeat an idempotent step until Redis has done it."""
+        while True:
+            try:
+                await step()
+                return
+            except (StoreError, TimeoutError) as error:
+                log.info("step_repeated", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    # --- adopting -------------------------------------------------------------------------------------------------
+
+    async def adopt(self, tag: str, dead: str) -> bool:
+        """Take over the message with this tag from `dead` (a node, or this one after it lost writes).
+
+        True if nothing is left to do for `dead` with it. Raises `StoreError` or `TimeoutError`.
+        """
+        keys, store = MessageKeys.of(tag), self.means.store
+        if dead != self.node:
+            await store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
+        jump = JUMP + self._chance.randrange(JUMP)
+        reply: list[Any] = await store.run(
+            TAKEOVER, [keys.record, keys.journal, keys.channel], [dead, self.node, jump, NOTE_OWNER], STEP_SECONDS
+        )
+        verdict = reply[0] if reply else b""
+        if verdict == b"taken":
+            claim = await self._adopted(tag, keys, _fields(reply[1:]))
+            if tag not in self.running:
+                self.begin(claim)
+            return True
+        if verdict == b"ended":
+            fields = _fields(reply[1:])
+            await self.finish(keys, fields["gen"], int(fields["run"]))
+            await self._unlist(tag, fields["id"].decode(), _user_of(fields))
+            return True
+        if dead != self.node:
+            await self._unlist(tag)
+        return True
+
+    async def _adopted(self, tag: str, keys: MessageKeys, fields: Mapping[str, bytes]) -> Claim:
+        """What the dead owner left, as a claim."""
+        head, made = int(fields["head"]), int(fields["attempts"])
+        records = list(msgpack.unpackb(fields["records"])) if fields.get("records") else []
+        standing = await gather(self.reader, keys, int(fields.get("base", 0))) if head else None
+        text = b"".join(standing.text) if standing else b""
+        told = {record["attempt"] for record in records}
+        for number in range(1, made + 1):
+            description = fields.get(f"attempt:{number}")
+            if number not in told and description is not None:
+                records.append(lost_record(number, msgpack.unpackb(description), len(text) if number == made else 0))
+        log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
+        return Claim(
+            id=fields["id"].decode(),
+            tag=tag,
+            keys=keys,
+            fence=fields["fence"],
+            generation=fields["gen"],
+            run=int(fields["run"]),
+            request=asked.unpack(fields["req"]),
+            user_tag=_user_of(fields),
+            head=head,
+            first=int(fields["tip"]) + 1,
+            attempts=made,
+            records=tuple(records),
+            reason=Reason("owner_lost", "the node that generated this was lost; another goes on") if made else None,
+            shown=Shown(anything=head > 0, structured=bool(standing and standing.calls)),
+            standing_text=text,
+            cancelled="cancel" in fields,
+            base=int(fields.get("base", 0)),
+        )
+
+    async def reconcile(self) -> None:
+        """Look for messages that this node owns but does not run: claims that happened after they were given up."""
+        store = self.means.store
+        if self.running:
+            await store.call(self._open, "SADD", self._open, *self.running, seconds=STEP_SECONDS)
+        before = self.running.keys() | self.finishing
+        tags = {tag.decode() for tag in await store.call(self._open, "SMEMBERS", self._open, seconds=STEP_SECONDS)}
+        for tag in tags - before:
+            if not self.has(tag):
+                await self._settle_stray(tag)
+
+    async def _settle_stray(self, tag: str) -> None:
+        keys = MessageKeys.of(tag)
+        owner, state, generation, head = await self.means.store.call(
+            keys.record, "HMGET", keys.record, "owner", "state", "gen", "head", seconds=STEP_SECONDS
+        )
+        if self.has(tag):
+            return
+        if owner is None or owner.decode() != self.node:
+            await self._unlist(tag)
+        elif head == b"0" and state in (b"admitting", b"streaming"):
+            log.info("stray_claim_released", tag=tag)
+            error = ProtocolError("store_unavailable", "the claim was given up", retry_after_ms=1000)
+            await self.release(keys, generation, b"", error)
+            await self._unlist(tag)
+        else:
+            await self.adopt(tag, self.node)
+
+    # --- the end of the node --------------------------------------------------------------------------------------
+
+    async def idle(self) -> None:
+        """Wait until nothing runs here and everything that ended is finished."""
+        await self._idle.wait()
+
+    async def abandon(self) -> None:
+        """Stop what runs without a word: it stays open, and a survivor adopts it."""
+        for running in list(self.running.values()):
+            running.abandon()
+        await self.owner.close()
+
+    async def close(self) -> None:
+        """Stop: give what runs a moment to be journaled, then let go."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self.idle()
+        except TimeoutError:
+            log.warning("messages_left", count=len(self.running))
+        await self.abandon()
+
+
+def _fields(flat: Sequence[bytes]) -> dict[str, bytes]:
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def _user_of(fields: Mapping[str, bytes]) -> str:
+    return user_tag(fields["tenant"].decode(), fields["kind"].decode(), fields["user"].decode())

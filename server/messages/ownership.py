@@ -1,0 +1,247 @@
+"""Which nodes live, and what becomes of the messages of those that do not (G4).
+
+A node lives as long as its heartbeat counter moves. There is no time to live in it and no clock of anybody else: a
+node is taken for dead when its counter stood still for `takeover_seconds` of the **observer's own** monotonic time,
+over uninterrupted fast reads. Any error, slow read, pause of the observer's own event loop or fresh start begins the
+observation anew, so that after a freeze of Redis or of the observer nobody is taken for dead. In a cluster each
+primary has its own heartbeats, and each message is judged by those of its primary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import structlog
+
+from server.store.keys import GONE, NODES, heartbeat, open_set
+from server.store.link import Link, StoreError, StoreLost, StoreUnavailable
+from server.store.store import Store, within
+from server.telemetry.tasks import TaskOwner
+
+log = structlog.get_logger("ownership")
+
+BEAT_SECONDS: Final = 0.25
+"""How often a node raises its counters and reads those of the others."""
+SLOW_READ_SECONDS: Final = 0.5
+"""A read that took longer proves nothing about anybody's life."""
+PAUSE_SECONDS: Final = 1.0
+"""Two readings further apart than this were not uninterrupted."""
+RECONCILE_SECONDS: Final = 5.0
+"""How often a node looks for messages it owns but does not run."""
+FORGET_SECONDS: Final = 60.0
+"""How long after a node's death its empty traces are removed."""
+ADOPT_AT_ONCE: Final = 32
+
+
+class Observer:
+    """Judges by the counters of one primary. Pure: times are seconds of the observer's monotonic clock."""
+
+    def __init__(self, takeover_seconds: float) -> None:
+        self.takeover_seconds = takeover_seconds
+        self._seen: dict[str, tuple[int, float]] = {}
+        """Node → its counter and since when it has stood there, as far as an uninterrupted observation tells."""
+        self._read_at: float | None = None
+
+    def interrupted(self) -> None:
+        """An error, a pause, a start: the observation begins anew."""
+        self._seen.clear()
+        self._read_at = None
+
+    def read(self, counters: Mapping[str, int | None], started: float, ended: float) -> set[str]:
+        """Take one reading; the nodes that are dead by it. A missing counter stands still at -1."""
+        gap = 0.0 if self._read_at is None else started - self._read_at
+        if ended - started > SLOW_READ_SECONDS or gap > PAUSE_SECONDS:
+            self.interrupted()
+        dead = set()
+        for node, counter in counters.items():
+            value = -1 if counter is None else counter
+            before = self._seen.get(node)
+            if before is None or before[0] != value:
+                self._seen[node] = (value, ended)
+            elif started - before[1] >= self.takeover_seconds:
+                dead.add(node)
+        for node in self._seen.keys() - counters.keys():
+            del self._seen[node]
+        self._read_at = ended
+        return dead
+
+
+Adopt = Callable[[str, str], Awaitable[bool]]
+"""Take over the message with this tag from this node; True if nothing is left to do with it."""
+
+
+class Ownership:
+    """One node's heartbeats and its view of the others."""
+
+    def __init__(self, store: Store, node: str, takeover_seconds: float, adopt: Adopt) -> None:
+        self.store = store
+        self.node = node
+        self.takeover_seconds = takeover_seconds
+        self.adopt = adopt
+        self.reconcile: Callable[[], Awaitable[None]] | None = None
+        """Called now and then: look for own messages that nobody runs."""
+        self.adopting = True
+        """False while draining: the others take what there is."""
+        self._observers: dict[Link, Observer] = {}
+        self._owner = TaskOwner("ownership")
+        self._busy: set[tuple[str, Link]] = set()
+        self._idle_since: dict[str, float] = {}
+        self.others = 0
+        """How many other nodes are on the list."""
+
+    async def start(self) -> None:
+        """Say that this node is there and begin to beat. Raises `StoreError` or `TimeoutError`."""
+        await self.store.call(NODES, "SADD", NODES, self.node, seconds=5.0)
+        await self._beat()
+        self._owner.start(self._run(), "beat")
+        self._owner.start(self._reconcile(), "reconcile")
+
+    async def leave(self) -> None:
+        """Stop beating. With nothing open this node strikes itself off; else it tells the others not to wait."""
+        await self._owner.close()
+        key = open_set(self.node)
+        if await self.store.call(key, "SCARD", key, seconds=5.0):
+            await self.store.call(GONE, "SADD", GONE, self.node, seconds=5.0)
+        else:
+            await self._strike_off(self.node)
+
+    async def close(self) -> None:
+        """Stop beating."""
+        await self._owner.close()
+
+    # --- beating and watching -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._beat()
+                await self._watch()
+            except (StoreError, TimeoutError) as error:
+                self._interrupted(str(error))
+            await asyncio.sleep(max(0.0, began + BEAT_SECONDS - loop.time()))
+
+    def _interrupted(self, why: str) -> None:
+        for observer in self._observers.values():
+            observer.interrupted()
+        log.debug("observation_interrupted", why=why)
+
+    async def _beat(self) -> None:
+        """Raise the counter on every primary; one that is silent doesn't keep the others waiting."""
+        beats = []
+        for link, tag in self._primaries().items():
+            if link.available:
+                beats.append(link.call("INCR", heartbeat(self.node, tag)))
+        if beats:
+            await asyncio.wait(beats, timeout=SLOW_READ_SECONDS)
+            for beat in beats:
+                if beat.done():
+                    beat.exception()
+
+    async def _watch(self) -> None:
+        nodes = await self._members(NODES)
+        gone = await self._members(GONE)
+        if self.node not in nodes:  # struck off while it was paused
+            await self.store.call(NODES, "SADD", NODES, self.node, seconds=SLOW_READ_SECONDS)
+        self.others = len(nodes - {self.node})
+        others = sorted(nodes - {self.node})
+        if not others:
+            return
+        dead_somewhere: set[str] = set()
+        for link, tag in self._primaries().items():
+            dead = await self._read(link, tag, others)
+            dead_somewhere |= dead
+            for node in dead | (gone & set(others)):
+                self._adopt_soon(node, link)
+        for node in others:
+            if node not in dead_somewhere and node not in gone:
+                self._idle_since.pop(node, None)
+
+    async def _members(self, key: bytes) -> set[str]:
+        found = await self.store.call(key, "SMEMBERS", key, seconds=SLOW_READ_SECONDS)
+        return {member.decode() for member in found}
+
+    async def _read(self, link: Link, tag: str, nodes: list[str]) -> set[str]:
+        loop = asyncio.get_running_loop()
+        observer = self._observers.setdefault(link, Observer(self.takeover_seconds))
+        started = loop.time()
+        try:
+            values = await within(link.call("MGET", *(heartbeat(node, tag) for node in nodes)), SLOW_READ_SECONDS)
+        except (StoreUnavailable, StoreLost, TimeoutError):
+            observer.interrupted()
+            return set()
+        counters = {node: None if value is None else int(value) for node, value in zip(nodes, values, strict=True)}
+        return observer.read(counters, started, loop.time())
+
+    def _primaries(self) -> dict[Link, str]:
+        """Every primary's link and a tag that lies on it: the first of `hb0`, `hb1`, … that does."""
+        links = set(self.store.links())
+        found: dict[Link, str] = {}
+        number = 0
+        while len(found) < len(links) and number < 10_000:
+            tag = f"hb{number}"
+            link = self.store.link(b"{%s}" % tag.encode())
+            found.setdefault(link, tag)
+            number += 1
+        return found
+
+    # --- adopting -------------------------------------------------------------------------------------------------
+
+    def _adopt_soon(self, node: str, link: Link) -> None:
+        if self.adopting and (node, link) not in self._busy:
+            self._busy.add((node, link))
+            self._owner.start(self._adopt_all(node, link), f"adopt from {node}")
+
+    async def _adopt_all(self, node: str, link: Link) -> None:
+        """Take over what `node` has open on the primary of `link`, each message once, in random order."""
+        try:
+            key = open_set(node)
+            tags = [tag.decode() for tag in await self.store.call(key, "SMEMBERS", key, seconds=5.0)]
+            mine = [tag for tag in tags if self.store.link(b"{%s}" % tag.encode()) is link]
+            if not tags:
+                await self._forget_later(node)
+                return
+            log.warning("node_dead", dead=node, open=len(mine))
+            random.shuffle(mine)
+            slots = asyncio.Semaphore(ADOPT_AT_ONCE)
+            await asyncio.gather(*(self._adopt_one(node, tag, slots) for tag in mine))
+        except (StoreError, TimeoutError) as error:
+            log.info("adoption_put_off", dead=node, error=str(error))
+        finally:
+            self._busy.discard((node, link))
+
+    async def _adopt_one(self, node: str, tag: str, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            if await self.adopt(tag, node):
+                key = open_set(node)
+                await self.store.call(key, "SREM", key, tag, seconds=5.0)
+
+    async def _forget_later(self, node: str) -> None:
+        """A dead node that has nothing open is struck off the list, after a while."""
+        now = asyncio.get_running_loop().time()
+        since = self._idle_since.setdefault(node, now)
+        if now - since < FORGET_SECONDS:
+            return
+        await self._strike_off(node)
+        self._idle_since.pop(node, None)
+        log.info("node_forgotten", dead=node)
+
+    async def _strike_off(self, node: str) -> None:
+        for tag in self._primaries().values():
+            key = heartbeat(node, tag)
+            await self.store.call(key, "DEL", key, seconds=5.0)
+        for key in (NODES, GONE):
+            await self.store.call(key, "SREM", key, node, seconds=5.0)
+
+    async def _reconcile(self) -> None:
+        while True:
+            await asyncio.sleep(RECONCILE_SECONDS)
+            if self.reconcile is not None:
+                try:
+                    await self.reconcile()
+                except (StoreError, TimeoutError) as error:
+                    log.info("reconcile_put_off", error=str(error))

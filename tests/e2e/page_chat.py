@@ -1,0 +1,214 @@
+"""The page as its user sees it, and a scripted server to show it what no real one says on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from playwright.sync_api import Browser, Locator, Page, Playwright, WebSocketRoute, expect
+
+ANSWER_MS = 60_000
+"""How long an answer of the local model may take on a busy machine, in milliseconds."""
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SOCKET = re.compile(r"/v1/ws$")
+
+Map = dict[str, Any]
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Debian's Chromium, with a new, empty profile."""
+    program = shutil.which("chromium")
+    assert program is not None, "chromium is missing: apt-get install chromium"
+    return playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+
+
+class Chat:
+    """The chat page in one tab. What must never happen on it is gathered in `complaints`."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.complaints: list[str] = []
+        page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
+        page.on("console", self._on_console)
+        page.on("request", lambda request: self._on_address(request.url))
+        page.on("websocket", lambda socket: self._on_address(socket.url.replace("ws", "http", 1)))
+
+    def _on_console(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.type} on the console: {message.text}")
+
+    def _on_address(self, address: str) -> None:
+        if not address.startswith(f"{self.url}/"):
+            self.complaints.append(f"loaded from elsewhere: {address}")
+
+    def open(self) -> None:
+        """Load the page and wait until it is connected."""
+        self.page.goto(f"{self.url}/")
+        self.expect_connected()
+
+    def ask(self, question: str) -> None:
+        """Type a question and press Enter."""
+        composer = self.page.get_by_test_id("composer")
+        composer.fill(question)
+        composer.press("Enter")
+        expect(composer).to_have_value("")
+
+    @property
+    def answers(self) -> Locator:
+        """Every answer of the open chat, oldest first."""
+        return self.page.get_by_test_id("answer")
+
+    def answer(self, number: int) -> Locator:
+        """One answer, counted from 0."""
+        return self.answers.nth(number)
+
+    def text(self, number: int) -> str:
+        """What an answer shows."""
+        return self.answer(number).get_by_test_id("answer-text").inner_text().strip()
+
+    def expect_text(self, number: int) -> None:
+        """Wait until an answer has begun."""
+        expect(self.answer(number).get_by_test_id("answer-text")).to_have_text(re.compile(r"\S"), timeout=ANSWER_MS)
+
+    def expect_state(self, number: int, state: str) -> None:
+        """Wait until an answer is `streaming`, `done`, `failed`, `cancelled`, …"""
+        expect(self.answer(number)).to_have_attribute("data-state", state, timeout=ANSWER_MS)
+
+    def expect_whole(self, number: int) -> None:
+        """Wait until an answer is complete and was found to match the server's hash."""
+        self.expect_state(number, "done")
+        expect(self.answer(number).get_by_test_id("whole")).to_be_visible()
+
+    def expect_resumed(self, number: int) -> None:
+        """An answer was picked up again at least once."""
+        expect(self.answer(number)).to_have_attribute("data-resumes", re.compile(r"^[1-9]"))
+
+    def expect_connected(self, connections: int | None = None) -> None:
+        """Wait until the page is connected; `connections` counts those since it was loaded."""
+        chip = self.page.get_by_test_id("connection")
+        expect(chip).to_have_attribute("data-state", "connected", timeout=ANSWER_MS)
+        if connections is not None:
+            expect(chip).to_have_attribute("data-connections", str(connections))
+
+    def expect_no_sideways_scroll(self) -> None:
+        """Nothing is wider than the window."""
+        wide = self.page.evaluate(
+            """() => [...document.querySelectorAll("body, main, .scroller, .content, .group, .turn, .answer")]
+                .filter((e) => e.scrollWidth > e.clientWidth + 1 || e.getBoundingClientRect().right > innerWidth + 1)
+                .map((e) => e.className || e.tagName)"""
+        )
+        assert wide == []
+
+
+class ScriptedServer:
+    """Answers on the page's WebSocket in the test's stead of a server; `on_send` says what follows a question.
+
+    `sent` holds every frame of the page, over all its connections.
+    """
+
+    def __init__(self, page: Page, on_send: Callable[[ScriptedServer, Map], None], *, token: str | None = None) -> None:
+        self.sent: list[Map] = []
+        self._on_send = on_send
+        self._token = token
+        self._socket: WebSocketRoute | None = None
+        page.route_web_socket(SOCKET, self._connected)
+
+    def say(self, *frames: Map) -> None:
+        """Send frames to the page."""
+        assert self._socket is not None
+        for frame in frames:
+            self._socket.send(json.dumps(frame))
+
+    def answer(self, message_id: str, text: str) -> None:
+        """A whole answer in one piece."""
+        data = text.encode()
+        self.say(
+            {"type": "accepted", "id": message_id, "replay": False, "state": "streaming", "seq": 0},
+            attempt(message_id, 1),
+            {"type": "delta", "id": message_id, "after": 1, "seq": 2, "text": text},
+            {
+                "type": "done",
+                "id": message_id,
+                "seq": 3,
+                "text_bytes": len(data),
+                "text_sha256": hashlib.sha256(data).hexdigest(),
+                "finish_reason": "stop",
+                "usage": usage(),
+                "cost_usd": 0.0,
+                "model": "model-a",
+                "target": "a",
+                "attempts": 1,
+            },
+        )
+
+    def _connected(self, socket: WebSocketRoute) -> None:
+        self._socket = socket
+        socket.on_message(self._received)
+
+    def _received(self, data: str | bytes) -> None:
+        value = json.loads(data)
+        for frame in value if isinstance(value, list) else [value]:
+            self.sent.append(frame)
+            if frame["type"] == "hello":
+                self._greet(frame)
+            elif frame["type"] == "send":
+                self._on_send(self, frame)
+            elif frame["type"] == "ping":
+                self.say({"type": "pong", "nonce": frame["nonce"], "open": []})
+
+    def _greet(self, hello: Map) -> None:
+        assert self._socket is not None
+        if hello.get("token") != self._token:
+            self._socket.close(code=4401)
+            return
+        self.say(
+            {
+                "type": "welcome",
+                "session": "s",
+                "user": "u",
+                "tier": "free",
+                "heartbeat_seconds": 20,
+                "max_frame_bytes": 1 << 20,
+                "resumed": [],
+                "active": [],
+                "server_time": 0.0,
+            }
+        )
+
+
+def attempt(message_id: str, seq: int, number: int = 1, target: str = "a", mode: str = "fresh") -> Map:
+    """An `attempt` frame; those after the first give a time-out as their reason."""
+    frame = {"type": "attempt", "id": message_id, "seq": seq, "attempt": number, "target": target, "mode": mode}
+    reason = {"reason": {"code": "upstream_timeout", "message": ""}} if number > 1 else {}
+    return frame | {"model": f"model-{target}"} | reason
+
+
+def failed(message_id: str, seq: int, code: str, *, retryable: bool) -> Map:
+    """A `failed` frame."""
+    error = {"code": code, "class": "temporary" if retryable else "permanent", "status": 503, "message": ""}
+    return {
+        "type": "failed",
+        "id": message_id,
+        "seq": seq,
+        "usage": usage(),
+        "partial": True,
+        "error": error | {"retryable": retryable},
+    }
+
+
+def usage() -> Map:
+    """Some tokens."""
+    return {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "cached_tokens": 0, "reasoning_tokens": 0}

@@ -1,0 +1,98 @@
+"""The doctor, on real servers: says ok only of what is, and names what to mend."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+from aiohttp import web
+
+from server.doctor import Finding, examine
+from tests.servers import RedisServer, free_port
+
+CONFIG = """
+[server]
+port = {port}
+[redis]
+url = "{redis}"
+[auth]
+anonymous = true
+[targets.a]
+driver = "openai"
+model = "m"
+base_url = "{upstream}"
+[routes.default]
+targets = ["a"]
+[ledger]
+url = "sqlite:///ledger.db"
+"""
+
+
+async def report(
+    tmp_path: Path, redis: str, upstream: str = "http://127.0.0.1:9/v1", port: int = 0
+) -> dict[str, Finding]:
+    file = tmp_path / "tidewire.toml"
+    file.write_text(CONFIG.format(redis=redis, upstream=upstream, port=port or free_port()))
+    return {finding.what: finding for finding in await examine(file, {"HOME": str(tmp_path)})}
+
+
+async def test_all_is_well(tmp_path: Path, redis_url: str) -> None:
+    async def models(_request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        host, port = runner.addresses[0][:2]
+        found = await report(tmp_path, redis_url, f"http://{host}:{port}/v1")
+    finally:
+        await runner.cleanup()
+    well = {name: finding for name, finding in found.items() if name not in ("open files", "data folder")}
+    assert {finding.status for finding in well.values()} == {"ok"}, well
+    assert {"redis", "redis: eviction", "redis: durability", "redis: latency", "redis: clock", "target a"} <= set(found)
+
+
+async def test_embedded_redis_and_a_target_that_is_not_there(tmp_path: Path) -> None:
+    found = await report(tmp_path, "embedded")
+    assert "Valkey" in found["redis"].message
+    assert found["target a"].status == "fail"
+    assert "cannot be reached" in found["target a"].message
+
+
+async def test_a_redis_that_may_evict_or_forget(tmp_path: Path) -> None:
+    options = ("--maxmemory-policy", "allkeys-lru", "--appendonly", "no")
+    with RedisServer(options=options) as server:
+        found = await report(tmp_path, server.url)
+    assert found["redis: eviction"].status == "fail"
+    assert "noeviction" in found["redis: eviction"].remedy
+    assert found["redis: durability"].status == "warn"
+
+
+async def test_a_redis_with_a_wrong_password_or_none_at_all(tmp_path: Path) -> None:
+    with RedisServer(options=("--requirepass", "secret")) as server:
+        found = await report(tmp_path, server.url)
+        assert found["redis"].status == "fail"
+        assert "password" in found["redis"].remedy
+    assert (await report(tmp_path, f"redis://127.0.0.1:{free_port()}"))["redis"].status == "fail"
+
+
+async def test_a_frozen_redis_does_not_hang_the_doctor(tmp_path: Path) -> None:
+    with RedisServer() as server:
+        server.freeze()
+        async with asyncio.timeout(15):
+            found = await report(tmp_path, server.url)
+        server.thaw()
+    assert found["redis"].status == "fail"
+
+
+async def test_a_port_in_use(tmp_path: Path, valkey_url: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = await report(tmp_path, valkey_url, port=taken.getsockname()[1])
+    assert found["port"].status == "fail"
+    assert "--port" in found["port"].remedy
