@@ -68,7 +68,9 @@ class JsonCodec:
     def decode(self, data: bytes | str) -> list[Map]:
         """See `Codec.decode`."""
         try:
-            value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+            # json.loads would guess UTF-16 and UTF-32 too; this protocol is UTF-8.
+            text = data if isinstance(data, str) else data.decode()
+            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         except DecodeError:
             raise
         except RecursionError:
@@ -152,6 +154,8 @@ def _unique(pairs: list[tuple[Any, Any]]) -> Map:
     for key, value in pairs:
         if not isinstance(key, str):
             raise DecodeError("keys must be strings")
+        if not key.isascii():
+            key = clean_text(key)
         if key in found:
             raise DecodeError(f"doubled key {key[:64]!r}")
         found[key] = value
@@ -173,14 +177,14 @@ def _frames(value: Any) -> list[Map]:
     for frame in frames:
         if not isinstance(frame, dict):
             raise DecodeError("a frame is a map")
-    _check(value)
+    _check(frames)
     return frames
 
 
-def _check(root: Any) -> None:
+def _check(frames: list[Any]) -> None:
     """Refuse what the protocol has no place for, and make text safe for UTF-8, without recursing."""
-    level = [root]
-    for _ in range(MAX_DEPTH + 1):
+    level = frames
+    for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for container in level:
             pairs = container.items() if isinstance(container, dict) else enumerate(container)

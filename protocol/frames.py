@@ -1,7 +1,8 @@
 """Every frame of protocol version 1, one typed model each, and one discriminated union per direction.
 
 A frame is a map with a `type`. Unknown fields are ignored both ways; types are strict (no `"1"` for `1`).
-Frames marked *journaled* carry `id` and `seq`, strictly rising per message (with jumps).
+Frames marked *journaled* carry `id` and `seq`, strictly rising per message (with jumps), and `after`, the `seq` of the
+event before, by which a client tells a jump from a loss.
 """
 
 from __future__ import annotations
@@ -331,6 +332,7 @@ class Attempt(Frame):
     type: Literal["attempt"]
     id: str
     seq: int
+    after: int | None = None
     attempt: int
     target: str
     model: str
@@ -370,6 +372,7 @@ class Done(Frame):
     type: Literal["done"]
     id: str
     seq: int
+    after: int | None = None
     text_bytes: int
     text_sha256: str
     finish_reason: str
@@ -387,6 +390,7 @@ class Failed(Frame):
     type: Literal["failed"]
     id: str
     seq: int
+    after: int | None = None
     error: ErrorBody
     usage: Usage
     partial: bool
@@ -398,6 +402,7 @@ class Cancelled(Frame):
     type: Literal["cancelled"]
     id: str
     seq: int
+    after: int | None = None
     text_bytes: int
     text_sha256: str
     usage: Usage

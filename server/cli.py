@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -39,8 +39,8 @@ class Misuse(Exception):
     """Something the user can mend; the text says how."""
 
 
-def main() -> None:
-    """The entry point of the program `tidewire`."""
+def main() -> NoReturn:
+    """The entry point of the program `tidewire`; ends the process with the command's exit code."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -73,16 +73,15 @@ def _known_failures() -> Iterator[None]:
 
 def _failures() -> tuple[type[Exception], ...]:
     """The failures whose text is meant for the user. Only of modules that are loaded: others cannot have raised."""
-    names = {
-        "server.config.schema": "ConfigError",
-        "server.process": "CannotStart",
-        "server.store.embedded": "EmbeddedRedisError",
-        "server.store.link": "StoreError",
-        "server.upstreams.child": "ChildError",
-        "server.upstreams.embedded": "EmbeddedModelMissing",
-    }
-    modules: dict[str, Any] = dict(sys.modules)
-    return (Misuse, *(getattr(modules[module], name) for module, name in names.items() if module in modules))
+    names = (
+        ("server.config.schema", "ConfigError"),
+        ("server.process", "CannotStart"),
+        ("server.store.embedded", "EmbeddedRedisError"),
+        ("server.store.link", "StoreError"),
+        ("server.upstreams.child", "ChildError"),
+        ("server.upstreams.embedded", "EmbeddedModelMissing"),
+    )
+    return (Misuse, *(getattr(sys.modules[module], name) for module, name in names if module in sys.modules))
 
 
 @app.command

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 from server.access.credentials import target_specs
 from server.access.jwks import usable_keys
 from server.config import ConfigError, Settings, load
-from server.store.embedded import EmbeddedRedis, EmbeddedRedisError
+from server.store.embedded import EmbeddedRedis, EmbeddedRedisError, FolderInUse
 from server.store.link import Address, StoreError
 from server.store.topology import topology_of
 from server.telemetry.tasks import TaskOwner
@@ -194,9 +194,9 @@ async def check_redis(settings: Settings) -> list[Finding]:
     try:
         async with EmbeddedRedis(settings.redis.data_dir) as server:
             return await _check_primaries(server.url)
+    except FolderInUse:
+        return [Finding("redis", "ok", f"embedded; {settings.redis.data_dir} is in use by a running server")]
     except EmbeddedRedisError as error:
-        if "in use by another" in str(error):
-            return [Finding("redis", "ok", f"embedded; {settings.redis.data_dir} is in use by a running server")]
         return [Finding("redis", "fail", "the embedded server does not start", str(error))]
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from protocol.errors import CloseCode
+from protocol.errors import CloseCode, ProtocolError
 from server.access.credentials import target_specs
 from server.access.identity import Authenticator
 from server.access.origins import OriginPolicy
@@ -30,11 +30,12 @@ from server.messages.reader import Reader
 from server.messages.service import Messages
 from server.routing.attempts import Route
 from server.sessions.actor import Closing, Session, SessionMeans
-from server.sessions.outbound import text_limit
+from server.sessions.outbound import error_frame, text_limit
 from server.store.keys import control_channel
-from server.store.link import StoreError
+from server.store.link import Link, StoreError
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
+from server.telemetry.tasks import TaskOwner
 from server.upstreams.base import Driver, TargetSpec
 from server.upstreams.registry import Addresses, Parts, build
 
@@ -43,6 +44,10 @@ log = structlog.get_logger("node")
 GC_THRESHOLD: Final = 50_000
 """Allocations between collections of the youngest generation: the cyclic collector cost 9 % of a busy node's time at
 the default of 700, and this code makes next to no cycles."""
+WATCH_SECONDS: Final = 0.1
+OUTAGE_SECONDS: Final = 1.0
+"""A primary that is silent for this long is an outage worth telling clients of."""
+OUTAGE_RETRY_MS: Final = 2_000
 RECONNECT_SPREAD_MS: Final = 2_000
 """Over how long the clients of a draining node are told to spread their reconnects."""
 
@@ -72,6 +77,7 @@ class Node:
         self._specs = target_specs(settings, environ)
         self._upstreams = Parts.of(parts.upstreams)
         self._drivers: list[Driver] = []
+        self._owner = TaskOwner("node")
 
     async def start(self) -> None:
         """Connect to Redis and make ready to serve. Raises `StoreUnavailable` if Redis does not answer."""
@@ -100,6 +106,7 @@ class Node:
         self.ownership = Ownership(self.store, self.id, kept.takeover_seconds, self.keeper.adopt)
         self.ownership.reconcile = self.keeper.reconcile
         await self.ownership.start()
+        self._owner.start(self._watch_store(), "store watch")
         self.session_means = SessionMeans(
             self.messages, self.authenticator, self.metrics, settings.server.max_frame_bytes
         )
@@ -120,6 +127,30 @@ class Node:
         section = self.settings.routes[name]
         prefill = frozenset(t for t in section.targets if self.settings.targets[t].prefill)
         return Route(name, section.targets, section.on_midstream_failure, prefill)
+
+    async def _watch_store(self) -> None:
+        """While a primary is down, tell the followers of its running messages once: resume later (G9)."""
+        loop = asyncio.get_running_loop()
+        down: dict[Link, float] = {}
+        told: set[Link] = set()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for link in self.store.links():
+                if link.available:
+                    down.pop(link, None)
+                    told.discard(link)
+                elif loop.time() - down.setdefault(link, loop.time()) > OUTAGE_SECONDS and link not in told:
+                    told.add(link)
+                    self._tell_outage(link)
+
+    def _tell_outage(self, link: Link) -> None:
+        log.error("store_outage", address=str(link.address))
+        error = ProtocolError(
+            "store_unavailable", "the store does not answer; resume later", retry_after_ms=OUTAGE_RETRY_MS
+        ).as_dict()
+        for session in self.sessions:
+            for message_id in session.out.follows_on(link, self.store):
+                session.say(error_frame(None, message_id, error))
 
     @property
     def ready(self) -> bool:
@@ -152,6 +183,7 @@ class Node:
 
     async def close(self) -> None:
         """Let go of everything, in the order in which nothing misses another."""
+        await self._owner.close()
         await self.messages.close()
         await self.keeper.close()
         await self.ownership.close()

@@ -44,7 +44,12 @@ class CannotStart(Exception):
     """The server could not start; the text says what to do."""
 
 
-def serve(settings: Settings, announce: Callable[[str], None] = print) -> int:
+def say(address: str) -> None:
+    """Tell a person where to go."""
+    print(f"Tidewire serves at {address} (Ctrl-C stops it)", flush=True)
+
+
+def serve(settings: Settings, announce: Callable[[str], None] = say) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `announce` is told the address once requests are served.
 
     Raises `CannotStart`.

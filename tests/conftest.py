@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import REDIS, REDIS_INSTALL_COMMAND, VALKEY, RedisServer, redis_binary
+
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("tidewire", deadline=None)
+settings.load_profile("tidewire")
 
 
 @pytest.fixture(scope="session")

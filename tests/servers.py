@@ -78,8 +78,9 @@ class RedisServer:
     def _until_ready(self) -> None:
         assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
-        while self.command(b"PING") != b"+PONG":
+        while not self.command(b"PING").startswith((b"+PONG", b"-NOAUTH")):
             if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
                 raise RuntimeError((self.folder / "server.log").read_text(errors="replace")[-2000:])
             time.sleep(0.005)
 

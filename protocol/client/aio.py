@@ -275,9 +275,13 @@ class Client:
 
     async def _close(self) -> None:
         self._failure = self._failure or ClientClosed()
-        if self._runner is not None:
-            self._runner.cancel()
-        await self._group.__aexit__(None, None, None)
+        try:
+            if self._connection is not None:  # a cancelled connection would say that it is a defect (1011)
+                await self._connection.socket.close()
+        finally:
+            if self._runner is not None:
+                self._runner.cancel()
+            await self._group.__aexit__(None, None, None)
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -344,7 +348,7 @@ class Client:
                 self._tell(Disconnected(ending.reason, delay))
                 await asyncio.sleep(delay)
         except TidewireError as failure:
-            self._failure = failure
+            self._failure = self._failure or failure
         finally:
             for timer in self._stalls.values():
                 timer.cancel()

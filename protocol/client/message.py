@@ -246,6 +246,7 @@ class ClientMessage:
     """One message as the client has it. Read freely; only `ClientSession` writes."""
 
     __slots__ = (
+        "_asked_about",
         "_assembly",
         "_gap_at",
         "_gaps",
@@ -254,7 +255,6 @@ class ClientMessage:
         "_probed",
         "_reasoning",
         "_reopened_at",
-        "_resumed_at",
         "_tool_calls",
         "_transmitted",
         "_visible",
@@ -307,7 +307,7 @@ class ClientMessage:
         self._assembly: Assembly | None = None
         self._transmitted = False
         self._probed = False
-        self._resumed_at = -1
+        self._asked_about = (-1, -1)
         self._gap_at = -1
         self._gaps = 0
         self._mismatches = 0

@@ -10,8 +10,9 @@ The rules, each of which a vector in `protocol/vectors` shows:
 
 - A `delta` continues the cursor (`after` equals it), or was had already (`seq` is not beyond it), or leaves a gap:
   then a `resume` goes out, once until it is answered, and nothing that doesn't fit is applied.
-- `attempt` with mode `continue` and the end frames must follow the cursor directly. If they don't, the client resumes;
-  only a jump as wide as a takeover's is believed after that, or an end whose hash matches.
+- `attempt` with mode `continue` and the end frames must follow the cursor too: their `after` tells. From a server that
+  doesn't send it there, the client asks once about a jump as wide as a takeover's, or an end whose hash matches, and
+  believes it when it comes again; narrower holes are never believed.
 - The text is checked against the hash in `done` and `cancelled`; if it is another, everything is told anew from 0, and
   after `MAX_MISMATCHES` of these the message is `broken`. A wrong text is never passed off as an answer.
 """
@@ -56,6 +57,8 @@ CLIENT_NAME: Final = "tidewire-python"
 CLIENT_VERSION: Final = "1"
 TAKEOVER_JUMP: Final = 2**20
 """A takeover continues the journal at least so many numbers ahead; a smaller hole is never a jump."""
+UNANSWERED_PONGS: Final = 3
+"""After so many heartbeats a request without any answer is sent again, under its id."""
 MAX_FORGOTTEN: Final = 1024
 """So many ids of forgotten messages are remembered, so that a late frame does not bring one back."""
 
@@ -124,7 +127,6 @@ class ClientSession:
                 continue
             if len(points) < MAX_RESUMES_PER_HELLO:
                 message._probed = True
-                message._resumed_at = message.cursor
                 points.append({"id": message.id, "after": message.cursor})
         frame: Map = {"type": "hello", "client": self.client}
         if self.token is not None:
@@ -307,7 +309,7 @@ class ClientSession:
             return []
         info = AttemptInfo(frame["attempt"], frame["target"], frame["model"], frame["mode"], frame.get("reason"))
         if info.mode == "continue":
-            if self._is_hole(message, seq):
+            if self._is_hole(message, frame):
                 return self._resync(message, "gap")
         else:
             message._drop_output()
@@ -337,12 +339,17 @@ class ClientSession:
 
     # --- gaps ---------------------------------------------------------------------------------------------------
 
-    def _is_hole(self, message: ClientMessage, seq: int, *, verified: bool = False) -> bool:
-        """Whether events are missing before `seq`. A takeover's jump looks alike: it is believed after asking."""
+    def _is_hole(self, message: ClientMessage, frame: Map, *, verified: bool = False) -> bool:
+        """Whether events are missing before `frame`; without its `after`, a jump is believed once asked about."""
+        after: int | None = frame.get("after")
+        if after is not None:
+            return after > message.cursor
+        seq: int = frame["seq"]
         missing = seq - message.cursor - 1
         if missing <= 0:
             return False
-        asked = message._resumed_at == message.cursor and message.state is _FOLLOWING
+        asked = message._asked_about == (message.cursor, seq) and message.state is _FOLLOWING
+        message._asked_about = (message.cursor, seq)
         return not (asked and (verified or missing >= TAKEOVER_JUMP))
 
     def _resync(self, message: ClientMessage, reason: str) -> list[Event]:
@@ -387,7 +394,7 @@ class ClientSession:
         if message is None or frame["seq"] <= message._reopened_at:
             return []
         verified = message._visible.matches(frame["text_bytes"], frame["text_sha256"])
-        if self._is_hole(message, frame["seq"], verified=verified):
+        if self._is_hole(message, frame, verified=verified):
             return self._resync(message, "gap")
         if verified:
             return self._end(message, Trigger.DONE if frame["type"] == "done" else Trigger.CANCEL, frame)
@@ -399,7 +406,7 @@ class ClientSession:
         message = self._live(frame)
         if message is None or frame["seq"] <= message._reopened_at:
             return []
-        if self._is_hole(message, frame["seq"]):
+        if self._is_hole(message, frame):
             return self._resync(message, "gap")
         message.error = frame["error"]
         message.partial = frame.get("partial", False)
@@ -539,7 +546,7 @@ class ClientSession:
         A pong overtakes data, so being behind is normal once; being behind at the same place twice is not.
         """
         if message.state is _SENDING and head is None:
-            return []
+            return self._count_unanswered(message)
         mark, reason = (message.cursor, 0), "unanswered"
         if message.state is _FOLLOWING:
             if head is None:
@@ -552,6 +559,17 @@ class ClientSession:
             message._pong_mark = mark
             return []
         return self._resume_now(message, reason)
+
+    def _count_unanswered(self, message: ClientMessage) -> list[Event]:
+        """A request without an answer over several pongs is asked again; if it is only slow, that attaches to it."""
+        _, count = message._pong_mark or (-1, 0)
+        if not message._transmitted or count + 1 < UNANSWERED_PONGS:
+            message._pong_mark = (-1, count + 1)
+            return []
+        message._pong_mark = None
+        message.resyncs += 1
+        self._queue_send(message)
+        return [Resyncing(message, "unanswered")]
 
     def _resume_now(self, message: ClientMessage, reason: str) -> list[Event]:
         message._pong_mark = None
@@ -604,6 +622,5 @@ class ClientSession:
         self._put(frame)
 
     def _queue_resume(self, message: ClientMessage) -> None:
-        message._resumed_at = message.cursor
         message._pong_mark = None
         self._put({"type": "resume", "id": message.id, "after": message.cursor})

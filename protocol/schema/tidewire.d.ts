@@ -15,6 +15,7 @@ export interface Attempt {
   type: "attempt";
   id: string;
   seq: number;
+  after?: number | null;
   attempt: number;
   target: string;
   model: string;
@@ -40,6 +41,7 @@ export interface Cancelled {
   type: "cancelled";
   id: string;
   seq: number;
+  after?: number | null;
   text_bytes: number;
   text_sha256: string;
   usage: Usage;
@@ -84,6 +86,7 @@ export interface Done {
   type: "done";
   id: string;
   seq: number;
+  after?: number | null;
   text_bytes: number;
   text_sha256: string;
   finish_reason: string;
@@ -119,6 +122,7 @@ export interface Failed {
   type: "failed";
   id: string;
   seq: number;
+  after?: number | null;
   error: ErrorBody;
   usage: Usage;
   partial: boolean;

@@ -201,7 +201,7 @@ def split_calls(deltas: Iterable[dict[str, Any]], limit: int) -> list[dict[str, 
     """Tool-call deltas whose argument strings are at most `limit` UTF-8 bytes each; merging them gives the same."""
     parts: list[dict[str, Any]] = []
     for raw in deltas:
-        delta = _clean(raw)
+        delta = clean(raw)
         function = delta.get("function") or {}
         arguments = function.get("arguments")
         if not isinstance(arguments, str) or len(arguments) * 4 <= limit:
@@ -213,13 +213,13 @@ def split_calls(deltas: Iterable[dict[str, Any]], limit: int) -> list[dict[str, 
     return parts
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
     """The same JSON value with text that UTF-8 can carry."""
     if isinstance(value, str):
         return value if value.isascii() else clean_text(value)
     if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
+        return {clean(key): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list) else value
 
 
 def merge_calls(calls: list[dict[str, Any]], deltas: Iterable[dict[str, Any]]) -> None:
@@ -235,7 +235,9 @@ def merge_calls(calls: list[dict[str, Any]], deltas: Iterable[dict[str, Any]]) -
                 function = call["function"]
                 for name, part in (value or {}).items():
                     old = function.get(name)
-                    grows = name == "arguments" and isinstance(old, str) and isinstance(part, str)
-                    function[name] = old + part if grows and old is not None else part
+                    if name == "arguments" and isinstance(old, str) and isinstance(part, str):
+                        function[name] = old + part
+                    elif part is not None:  # some providers say `"name": null` where they mean nothing new
+                        function[name] = part
             elif value is not None:
                 call[key] = value

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgpack
 import structlog
 
 from server.messages.events import Entry, unpack
@@ -43,6 +44,10 @@ class Follower(Protocol):
 
     def wake(self, tag: str) -> None:
         """There may be events after your cursor."""
+        ...
+
+    def gone(self, tag: str, error: dict[str, Any] | None) -> None:
+        """The message is no more: its claim was taken back (`error` says why), or Redis lost it."""
         ...
 
 
@@ -253,10 +258,16 @@ class Hub:
         return bool(kind == b"sunsubscribe")
 
     def _heard(self, channel: Channel, data: bytes) -> None:
-        if len(data) == 1 or data[:1] == NOTE_REFUSED:
+        if data[:1] == NOTE_REFUSED:
+            self._gone(channel, msgpack.unpackb(data[1:]))
+        elif len(data) == 1:
             self.on_note(channel.tag, data)
         elif not channel.publish(unpack(data)):
             self._reread_soon(channel)
+
+    def _gone(self, channel: Channel, error: dict[str, Any] | None) -> None:
+        for follower in list(channel.followers):
+            follower.gone(channel.tag, error)
 
     def _subscriber(self, name: bytes) -> Link:
         """The subscribing connection to the primary of a channel."""
@@ -316,8 +327,7 @@ class Hub:
         if channel.local or self.channels.get(channel.tag) is not channel:
             return
         if head is None:
-            channel.reset(channel.head, True)
-            self.on_note(channel.tag, NOTE_REFUSED)
+            self._gone(channel, None)
             return
         ended = state in END_STATES
         if int(head) < known or int(head) > channel.head or (ended and not channel.ended):

@@ -12,7 +12,19 @@ from typing import Any, Final
 
 import msgpack
 
-from server.messages.events import ATTEMPT, CALLS, END, REASONING, TEXT, Entry, Event, merge_calls, unpack
+from server.messages.events import (
+    ATTEMPT,
+    CALLS,
+    END,
+    REASONING,
+    TEXT,
+    Entry,
+    Event,
+    merge_calls,
+    split_bytes,
+    split_calls,
+    unpack,
+)
 from server.messages.follow import Frame, snapshot_part
 from server.messages.scripts import PAGE
 from server.store.keys import MessageKeys
@@ -92,9 +104,10 @@ class Reader:
 
         It breaks off without a `last` part if a restart comes in between; then it is to begin anew.
         """
-        part, attempt, seq = 0, 0, record.head
+        part, attempt = 0, 0
+        seq = record.head - 1 if record.ended else record.head  # the end event has the head's number and follows
         held: list[Event] = []
-        async for event in self._standing(keys, record):
+        async for event in self._standing(keys, record, limit):
             if event[0] == ATTEMPT:
                 if part and event[1]["mode"] != "continue":
                     return
@@ -105,11 +118,9 @@ class Reader:
                 yield snapshot_part(message_id, seq, attempt, part, False, held)
                 held = []
             held.append(event)
-        if record.ended:
-            seq -= 1  # the end event has the head's number and follows
         yield snapshot_part(message_id, seq, attempt, part + 1, True, held)
 
-    async def _standing(self, keys: MessageKeys, record: Record) -> AsyncGenerator[Event, None]:
+    async def _standing(self, keys: MessageKeys, record: Record, limit: int) -> AsyncGenerator[Event, None]:
         """Events since the last restart up to the record's head, from the journal or from what was kept of it."""
         cursor, inclusive, found = record.base, True, record.head == 0
         while cursor < record.head:
@@ -125,11 +136,11 @@ class Reader:
                     yield event
             cursor, inclusive = entries[-1].last, False
         if not found and record.standing is not None:
-            async for event in self._kept(keys, record.standing):
+            async for event in self._kept(keys, record.standing, limit):
                 yield event
 
-    async def _kept(self, keys: MessageKeys, lengths: Sequence[int]) -> AsyncGenerator[Event, None]:
-        """The kept text, reasoning and tool calls, by the page."""
+    async def _kept(self, keys: MessageKeys, lengths: Sequence[int], limit: int) -> AsyncGenerator[Event, None]:
+        """The kept text, reasoning and tool calls, by the page, each event of at most about `limit` bytes."""
         start = 0
         for kind, length in zip((TEXT, REASONING), lengths, strict=False):
             end = start + length
@@ -143,13 +154,14 @@ class Reader:
                     return
                 data = _whole_characters(data, stop - start)
                 start += len(data)
-                yield kind, data.decode()
+                for part in split_bytes(data, max(4, limit)):
+                    yield kind, part
         if lengths[2]:
             data = await self.store.call(
                 keys.standing, "GETRANGE", keys.standing, start, start + lengths[2] - 1, seconds=READ_SECONDS
             )
-            for call in msgpack.unpackb(data) if data else []:
-                yield CALLS, [call]
+            for part in split_calls(msgpack.unpackb(data) if data else [], max(4, limit)):
+                yield CALLS, [part]
 
 
 def _whole_characters(data: bytes, size: int) -> bytes:

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import orjson
 
-from protocol.frames import Send
+from protocol.codec import clean_text
+from protocol.frames import MAX_SAFE_INTEGER, Send
+from server.messages.events import clean
 
 FINGERPRINT_VERSION: Final = b"1:"
 _NOT_IN_IT: Final = {"type", "id", "after", "retry_of", "on_busy", "metadata"}
@@ -24,8 +26,9 @@ Request = dict[str, Any]
 
 
 def stored(send: Send) -> Request:
-    """The whole request, so that another node can run it."""
-    return send.model_dump(exclude=_NOT_STORED, exclude_defaults=True)
+    """The whole request as it was given, so that another node can run it and the provider gets what the client sent."""
+    request: Request = clean(send.model_dump(exclude=_NOT_STORED, exclude_unset=True))
+    return request
 
 
 def fingerprint(send: Send) -> bytes:
@@ -36,11 +39,11 @@ def fingerprint(send: Send) -> bytes:
 
 
 def _canonical(value: Any) -> Any:
-    """Numbers as ECMAScript prints them: 1.0 is 1; absent members are left out."""
+    """Numbers as ECMAScript prints them: 1.0 is 1. A null inside free-form parts (a JSON schema) has a meaning."""
     if isinstance(value, float):
-        return int(value) if value.is_integer() else value
+        return int(value) if value.is_integer() and abs(value) <= MAX_SAFE_INTEGER else value
     if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items() if item is not None}
+        return {clean_text(key): _canonical(item) for key, item in value.items()}
     return [_canonical(item) for item in value] if isinstance(value, list) else value
 
 
@@ -71,6 +74,7 @@ def count_input(messages: list[dict[str, Any]]) -> int:
     total = 0
     for message in messages:
         content = message.get("content")
-        text = content if isinstance(content, str) else "".join(p.get("text", "") for p in content or [])
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content or ()]
+        text = "".join(part for part in parts if isinstance(part, str))
         total += 4 + (len(text.encode()) + 2) // 3
     return total

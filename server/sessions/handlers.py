@@ -90,16 +90,16 @@ async def send(session: Session, frame: Send) -> None:
         if value is not None:
             raise ProtocolError("not_supported", f"`{name}` is not served yet; send `messages`")
     found = await session.messages.ask(session.principal, frame)
-    session.say(_accepted(found))
     await session.follow(found, frame.after)
+    session.say(_accepted(found))  # before all it follows, as a control frame; after all of a follow it replaces
 
 
 @handles(Resume)
 async def resume(session: Session, frame: Resume) -> None:
     """Follow a message from a point; never starts a generation."""
     found = await session.messages.find(session.principal, frame.id)
-    session.say(_accepted(found))
     await session.follow(found, frame.after)
+    session.say(_accepted(found))
 
 
 def _accepted(found: Found) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from typing import Any, Final
 import structlog
 
 from protocol.codec import Codec
+from protocol.errors import ProtocolError
 from server.messages.events import END, Entry
 from server.messages.follow import Frame, Hole, next_frame
 from server.messages.hub import Channel, Encoded
 from server.messages.reader import Reader
-from server.store.link import StoreError
+from server.store.link import Link, StoreError
+from server.store.store import Store
 
 log = structlog.get_logger("session")
 
@@ -33,6 +35,8 @@ DELTA_BYTES: Final = 131_072
 JSON_GROWTH: Final = 6
 """A control character of one byte takes six in JSON (RFC 8259 section 7)."""
 FRAME_OVERHEAD: Final = 1024
+JOIN_OVERHEAD: Final = 6
+"""What joining adds per frame at most: a comma; brackets or an array header (msgpack: up to five bytes) once."""
 ENCODED_KEPT: Final = 4
 PAGE_RETRY_SECONDS: Final = 0.25
 
@@ -68,6 +72,8 @@ class Outbound:
         self.codec = codec
         self.reader = reader
         self.limit = text_limit(max_frame_bytes)
+        self._joinable = max_frame_bytes - self.limit * JSON_GROWTH - FRAME_OVERHEAD
+        """A WebSocket message of up to so many bytes has room for one more frame, whatever is in it."""
         self.follows: dict[str, Follow] = {}
         self.by_id: dict[str, str] = {}
         self.something = asyncio.Event()
@@ -122,6 +128,23 @@ class Outbound:
             self._ready.append(follow)
             self.something.set()
 
+    def gone(self, tag: str, error: dict[str, Any] | None) -> None:
+        """The message is no more (`Follower`): say so and stop following."""
+        follow = self.drop(tag)
+        if follow is None:
+            return
+        self.finished.append(follow)
+        unknown = ProtocolError("message_unknown", f"message {follow.id!r} is no more")
+        self.put(error_frame(None, follow.id, error or unknown.as_dict()))
+
+    def follows_on(self, link: Link, store: Store) -> list[str]:
+        """Ids of the followed messages that still run and whose journal is on this primary."""
+        return [
+            follow.id
+            for follow in self.follows.values()
+            if not follow.channel.ended and store.link(follow.channel.keys.record) is link
+        ]
+
     # --- what the socket takes out ----------------------------------------------------------------------------------
 
     def take(self) -> bytes | None:
@@ -141,10 +164,10 @@ class Outbound:
             if data_or_none is None:
                 continue
             frames.append(data_or_none)
-            size += len(data_or_none)
+            size += len(data_or_none) + JOIN_OVERHEAD
             if follow.cursor != follow.channel.head or follow.page is not None:
                 self.wake(follow.tag)
-            if size >= MESSAGE_BYTES // 2:
+            if size >= MESSAGE_BYTES // 2 or size > self._joinable:
                 break
         return self.codec.join(frames) if frames else None
 
@@ -159,7 +182,9 @@ class Outbound:
         try:
             return self._from_page(follow) if follow.page is not None else self._from_tail(follow)
         except Hole:
-            follow.page = None
+            if follow.page is not None:
+                follow.page = None
+                self._page_used.set()
             self._want_snapshot(follow)
             return None
 

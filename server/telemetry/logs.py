@@ -48,7 +48,9 @@ def configure(environ: Mapping[str, str], stream: TextIO | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.basicConfig(handlers=[handler], level=max(LEVELS[level], logging.INFO), force=True)
+    # Libraries tell of every connection at `info`: a line each is too much, and none of them has our ids.
+    theirs = logging.INFO if level == "debug" else max(LEVELS[level], logging.WARNING)
+    logging.basicConfig(handlers=[handler], level=theirs, force=True)
 
 
 def _choice(environ: Mapping[str, str], name: str, default: str, known: tuple[str, ...]) -> str:

@@ -21,6 +21,8 @@ def parameters(settings: dict[str, Any]) -> Any:
     params.n_ctx = settings["slots"] * settings["context_tokens"]
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
+    params.cpuparams.poll = 0
+    params.cpuparams_batch.poll = 0
     params.n_gpu_layers = 0
     params.fit_params = False
     params.cache_ram_mib = settings["cache_mib"]

@@ -79,6 +79,12 @@ class Chat:
         """What an answer shows."""
         return self.answer(number).get_by_test_id("answer-text").inner_text().strip()
 
+    def stored(self, number: int) -> str:
+        """The text that an ended answer was kept with, as it came from the server."""
+        key = f"tidewire.turn.{self.page.get_by_test_id('turn').nth(number).get_attribute('data-id')}"
+        turn = json.loads(self.page.evaluate("(key) => localStorage.getItem(key)", key))
+        return str(turn["answer"]["text"])
+
     def expect_text(self, number: int) -> None:
         """Wait until an answer has begun."""
         expect(self.answer(number).get_by_test_id("answer-text")).to_have_text(re.compile(r"\S"), timeout=ANSWER_MS)

@@ -1,4 +1,8 @@
-"""The demo page in a real Chromium: against `tidewire demo`, and against a scripted server for what that never says."""
+"""The page in a real Chromium, against three servers.
+
+`tidewire demo` shows that it works out of the box. `tidewire serve` with a scripted model shows, character by
+character, that nothing is lost. A scripted server shows what no real one says on demand.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
+from tests.e2e import page_servers
 from tests.e2e.page_chat import Chat, Map, ScriptedServer, attempt, failed, launch
-from tests.e2e.page_demo import Demo
+from tests.upstreams.script import expected_text
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-STORY = "Write a long story about a lighthouse keeper, with many details."
-LIST = "Explain in many sentences how ships are built."
+LONG = "script tokens=300 rate=75 seed=a"
+"""Four seconds of text: time enough to interrupt it."""
+OTHER = "script tokens=300 rate=75 seed=b unicode=1"
+SHORT = "script tokens=20 seed=c"
 DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
 
@@ -31,11 +38,30 @@ HOSTILE = """<img src="x" onerror="window.harmed=1"><script>window.harmed=2</scr
 [good](https://example.org/a?b=1&c=2)
 """
 
+WIDE = f"""Code:
+
+```python
+{"wide = " + "+ 1 " * 60}
+```
+
+| {" | ".join("column" for _ in range(12))} |
+|{"---|" * 12}
+| {" | ".join("value" for _ in range(12))} |
+
+{"word" * 60}
+"""
+
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with Demo() as running:
-        yield running
+def demo_url() -> Iterator[str]:
+    with page_servers.demo() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    with page_servers.scripted() as url:
+        yield url
 
 
 # The browser ends with the module: while it lives, no other event loop can run in this thread.
@@ -52,81 +78,106 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def chat(context: BrowserContext, demo: Demo) -> Iterator[Chat]:
+def chat(context: BrowserContext, server_url: str) -> Iterator[Chat]:
     """The page, not yet loaded. At the end nothing must have been loaded from elsewhere, thrown or complained."""
-    subject = Chat(context.new_page(), demo.url)
+    subject = Chat(context.new_page(), server_url)
     yield subject
     assert subject.complaints == []
 
 
-# --- against the real server ----------------------------------------------------------------------------------------
+def scripted_text(question: str) -> str:
+    """What the scripted model answers; those with a seed say the same whatever was said before."""
+    return expected_text([{"role": "user", "content": question}], "scripted")
+
+
+# --- the demo, with the local model ---------------------------------------------------------------------------------
+
+
+def test_the_demo_answers_whole_although_its_connection_is_cut(context: BrowserContext, demo_url: str) -> None:
+    chat = Chat(context.new_page(), demo_url)
+    chat.open()
+    chat.ask("Tell me about the tide in four sentences.")
+    chat.expect_text(0)
+    chat.page.get_by_test_id("cut").click()
+    chat.expect_connected(connections=2)
+    chat.expect_whole(0)
+    assert chat.stored(0)
+    expect(chat.answer(0).get_by_test_id("meta")).to_have_text(re.compile(r"token.*first token.*attempt.*whole"))
+    assert chat.complaints == []
+
+
+# --- a real server, with a scripted model ---------------------------------------------------------------------------
 
 
 def test_a_question_gets_a_whole_answer(chat: Chat) -> None:
     chat.open()
-    chat.ask("Say hello.")
+    chat.ask(SHORT)
     chat.expect_whole(0)
-    assert chat.text(0)
-    expect(chat.answer(0).get_by_test_id("meta")).to_have_text(re.compile(r"token.*first token.*attempt.*whole"))
+    assert chat.stored(0) == scripted_text(SHORT)
     expect(chat.page.get_by_test_id("connection")).to_have_text(re.compile(r"Connected\d+ ms"))
 
 
 def test_two_questions_stream_at_once_over_one_socket(chat: Chat) -> None:
     chat.open()
-    chat.ask(STORY)
-    chat.expect_state(0, "streaming")
-    chat.ask(LIST)
+    chat.ask(LONG)
+    chat.expect_text(0)
+    chat.ask(OTHER)
     chat.expect_text(1)
+    chat.expect_state(0, "streaming")
     expect(chat.page.locator(".group")).to_have_count(1)
     chat.expect_whole(0)
     chat.expect_whole(1)
-    assert chat.text(0) != chat.text(1)
+    assert [chat.stored(0), chat.stored(1)] == [scripted_text(LONG), scripted_text(OTHER)]
     chat.expect_connected(connections=1)
 
 
 def test_stop_keeps_what_stands(chat: Chat) -> None:
     chat.open()
-    chat.ask(STORY)
+    chat.ask(LONG)
     chat.expect_text(0)
     chat.answer(0).get_by_test_id("stop").click()
     chat.expect_state(0, "cancelled")
-    text = chat.text(0)
-    assert text
+    kept = chat.stored(0)
+    assert kept
+    assert scripted_text(LONG).startswith(kept)
+    shown = chat.text(0)
     chat.page.reload()
     chat.expect_state(0, "cancelled")
-    assert chat.text(0) == text
+    assert chat.text(0) == shown
 
 
 def test_escape_stops_the_latest_answer(chat: Chat) -> None:
     chat.open()
-    chat.ask(STORY)
-    chat.expect_text(0)
+    chat.ask(LONG)
+    chat.ask(OTHER)
+    chat.expect_text(1)
     chat.page.keyboard.press("Escape")
-    chat.expect_state(0, "cancelled")
+    chat.expect_state(1, "cancelled")
+    chat.expect_whole(0)
 
 
 def test_a_reload_in_mid_answer_resumes_it_whole(chat: Chat) -> None:
     chat.open()
-    chat.ask(STORY)
+    chat.ask(LONG)
     chat.expect_text(0)
-    before = chat.text(0)
     chat.page.reload()
-    expect(chat.page.get_by_test_id("question")).to_contain_text(STORY)
+    expect(chat.page.get_by_test_id("question")).to_contain_text(LONG)
+    chat.expect_state(0, "streaming")
     chat.expect_resumed(0)
     chat.expect_whole(0)
-    assert len(chat.text(0)) > len(before)
+    assert chat.stored(0) == scripted_text(LONG)
 
 
-def test_a_reload_without_kept_text_tells_it_from_the_start(chat: Chat) -> None:
+def test_another_tab_follows_from_the_start(chat: Chat) -> None:
     chat.open()
-    chat.ask(STORY)
+    chat.ask(LONG)
     chat.expect_text(0)
-    chat.page.goto("about:blank")
-    other = Chat(chat.page.context.new_page(), chat.url)  # a new tab has no session storage
+    other = Chat(chat.page.context.new_page(), chat.url)  # it has none of the text: that lies in the tab's storage
     other.open()
     other.expect_whole(0)
+    chat.expect_whole(0)
+    assert other.stored(0) == scripted_text(LONG)
     assert other.complaints == []
-    chat.complaints.clear()
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
@@ -139,7 +190,7 @@ def test_a_cut_connection_in_mid_answer_costs_nothing(chat: Chat, codec: str) ->
         chat.page.keyboard.press("Escape")
         connections = 2
         chat.expect_connected(connections)
-    chat.ask(STORY)
+    chat.ask(OTHER)
     chat.expect_text(0)
     chat.page.get_by_test_id("cut").click()
     expect(chat.page.get_by_test_id("banner")).to_be_visible()
@@ -147,43 +198,57 @@ def test_a_cut_connection_in_mid_answer_costs_nothing(chat: Chat, codec: str) ->
     chat.expect_connected(connections + 1)
     chat.expect_resumed(0)
     chat.expect_whole(0)
+    assert chat.stored(0) == scripted_text(OTHER)
 
 
 def test_a_question_asked_while_the_connection_is_down_is_sent_once_it_is_back(chat: Chat) -> None:
     chat.open()
     chat.page.get_by_test_id("cut").click()
-    chat.ask("Say hello.")
+    chat.ask(SHORT)
     chat.expect_state(0, "offline")
     chat.page.get_by_test_id("reconnect").click()
     chat.expect_whole(0)
 
 
-def test_answers_are_kept_over_a_reload(chat: Chat) -> None:
+def test_chats_are_kept_over_a_reload(chat: Chat) -> None:
     chat.open()
-    chat.ask("Say hello.")
+    chat.ask(SHORT)
     chat.expect_whole(0)
-    text = chat.text(0)
+    shown = chat.text(0)
     chat.page.reload()
     chat.expect_state(0, "done")
-    assert chat.text(0) == text
+    assert chat.text(0) == shown
     chat.page.get_by_test_id("new-chat").click()
     expect(chat.answers).to_have_count(0)
     expect(chat.page.get_by_test_id("empty")).to_be_visible()
+    chat.page.get_by_test_id("chats").get_by_text(SHORT).click()
+    expect(chat.answers).to_have_count(1)
 
 
-def test_it_fits_a_phone(browser: Browser, demo: Demo, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("TIDEWIRE_SCREENSHOTS", tmp_path))
+def test_three_at_once_stand_side_by_side(chat: Chat) -> None:
+    ScriptedServer(chat.page, lambda server, frame: server.answer(frame["id"], "Hi"))
+    chat.open()
+    chat.page.get_by_test_id("suggestion").last.click()
+    for number in range(3):
+        chat.expect_whole(number)
+    tops = chat.answers.evaluate_all("all => all.map((answer) => answer.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1
+
+
+def test_it_fits_a_phone(browser: Browser, server_url: str, tmp_path: Path) -> None:
+    picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / "phone.png"
     with browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True, color_scheme="dark") as context:
-        chat = Chat(context.new_page(), demo.url)
+        chat = Chat(context.new_page(), server_url)
+        ScriptedServer(chat.page, lambda server, frame: server.answer(frame["id"], WIDE))
         chat.open()
         chat.expect_no_sideways_scroll()
-        chat.ask("Write a tiny Python function with a very long line of code.")
+        chat.ask("Something wide")
         chat.expect_whole(0)
         chat.expect_no_sideways_scroll()
-        chat.page.screenshot(path=folder / "phone.png")
+        chat.page.screenshot(path=picture)
+        assert picture.stat().st_size > 10_000
         chat.page.get_by_test_id("menu").click()
-        expect(chat.page.get_by_test_id("chats")).to_contain_text("Write a tiny")
-        assert (folder / "phone.png").stat().st_size > 10_000
+        expect(chat.page.get_by_test_id("chats").get_by_text("Something wide")).to_be_in_viewport()
         assert chat.complaints == []
 
 

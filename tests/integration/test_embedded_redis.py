@@ -15,7 +15,7 @@ import psutil
 import pytest
 import redis.asyncio
 
-from server.store.embedded import EmbeddedRedis, EmbeddedRedisError
+from server.store.embedded import EmbeddedRedis, EmbeddedRedisError, FolderInUse
 
 PARENT = """
 import asyncio, pathlib, sys
@@ -65,6 +65,15 @@ async def test_runs_with_the_settings_the_guarantees_rest_on(tmp_path: Path) -> 
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
 
 
+async def test_nothing_is_open_to_others_in_a_folder_that_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    async with EmbeddedRedis(tmp_path):
+        for path in tmp_path.rglob("*"):
+            if path.name != "server.log":
+                assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755, "a folder that was there keeps its rights"
+
+
 async def test_data_survives_a_restart(tmp_path: Path) -> None:
     for expected in (None, b"1", b"2"):
         async with EmbeddedRedis(tmp_path) as server, client(server.url) as redis_client:
@@ -74,7 +83,7 @@ async def test_data_survives_a_restart(tmp_path: Path) -> None:
 
 async def test_a_folder_serves_one_server(tmp_path: Path) -> None:
     async with EmbeddedRedis(tmp_path) as first:
-        with pytest.raises(EmbeddedRedisError, match="in use by another Tidewire"):
+        with pytest.raises(FolderInUse, match="in use by another Tidewire"):
             await EmbeddedRedis(tmp_path).start()
         async with client(first.url) as redis_client:
             assert await redis_client.ping()

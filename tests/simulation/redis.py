@@ -285,15 +285,12 @@ def _rename(space: Keyspace, args: Sequence[bytes]) -> Any:
     return OK
 
 
-def _expire_at(space: Keyspace, key: bytes, when: int, options: Sequence[bytes]) -> int:
-    flags = {option.upper() for option in options}
-    for flag, option in zip([o.upper() for o in options], options, strict=True):
-        if flag not in (b"NX", b"XX", b"GT", b"LT"):
-            raise ReplyError(f"ERR Unsupported option {option.decode(errors='replace')}")
-    if b"NX" in flags and len(flags) > 1:
-        raise ReplyError("ERR NX and XX, GT or LT options at the same time are not compatible")
-    if b"GT" in flags and b"LT" in flags:
-        raise ReplyError("ERR GT and LT options at the same time are not compatible")
+def _expire_at(space: Keyspace, args: Sequence[bytes], unit: int) -> int:
+    flags = _expire_flags(args[3:])
+    amount, now = integer(args[2]), space.millis()
+    if not _INT_MIN // unit <= amount <= (_INT_MAX // unit) - now:
+        raise ReplyError(f"ERR invalid expire time in '{args[0].decode().lower()}' command")
+    key, when = args[1], amount * unit + now
     if not space._live(key):
         return 0
     end = space.expires.get(key)
@@ -305,28 +302,33 @@ def _expire_at(space: Keyspace, key: bytes, when: int, options: Sequence[bytes])
     ):
         return 0
     space.touch(key)
-    if when <= space.millis():
+    if when <= now:
         space._drop(key)
     else:
         space.expires[key] = when
     return 1
 
 
-def _expiry(args: Sequence[bytes], unit: int, base: int) -> int:
-    amount = integer(args[2])
-    if not _INT_MIN <= amount * unit + base <= _INT_MAX:
-        raise ReplyError(f"ERR invalid expire time in '{args[0].decode().lower()}' command")
-    return amount * unit + base
+def _expire_flags(options: Sequence[bytes]) -> set[bytes]:
+    flags = {option.upper() for option in options}
+    for option in options:
+        if option.upper() not in (b"NX", b"XX", b"GT", b"LT"):
+            raise ReplyError(f"ERR Unsupported option {option.decode(errors='replace')}")
+    if b"NX" in flags and len(flags) > 1:
+        raise ReplyError("ERR NX and XX, GT or LT options at the same time are not compatible")
+    if b"GT" in flags and b"LT" in flags:
+        raise ReplyError("ERR GT and LT options at the same time are not compatible")
+    return flags
 
 
 @command("PEXPIRE", 3, NO_MOST, writes=True)
 def _pexpire(space: Keyspace, args: Sequence[bytes]) -> Any:
-    return _expire_at(space, args[1], _expiry(args, 1, space.millis()), args[3:])
+    return _expire_at(space, args, 1)
 
 
 @command("EXPIRE", 3, NO_MOST, writes=True)
 def _expire(space: Keyspace, args: Sequence[bytes]) -> Any:
-    return _expire_at(space, args[1], _expiry(args, 1000, space.millis()), args[3:])
+    return _expire_at(space, args, 1000)
 
 
 @command("PERSIST", 2, writes=True)
@@ -640,6 +642,8 @@ def _xadd(space: Keyspace, args: Sequence[bytes]) -> Any:
     if found is None:
         last = stream.last if stream is not None else (0, 0)
         found = max((space.millis(), 0), (last[0], last[1] + 1))
+    elif stream is not None and stream.last == MAX_ID:
+        raise ReplyError("ERR The stream has exhausted the last possible ID, unable to add more items")
     elif stream is not None and found <= stream.last:
         raise ReplyError("ERR The ID specified in XADD is equal or smaller than the target stream top item")
     stream = space.container(key, "stream")
@@ -705,7 +709,7 @@ class _Lua:
         self.functions: dict[bytes, Any] = {}
         self.table = self.lua.table_from
         bind = self.lua.execute(_PRELUDE)
-        bind(self._call)
+        bind(self._call, _sha)
 
     def function(self, sha: bytes, source: bytes) -> Any:
         """The compiled script. Raises `ReplyError`."""
@@ -783,13 +787,13 @@ def _number(value: Any) -> bytes:
     if type(value) is int:
         return b"%d" % value
     if type(value) is float:
-        return b"%.17g" % value
+        return repr(value).encode()
     raise ReplyError("ERR Command arguments must be strings or integers")
 
 
 _NOT_IN_SCRIPTS: Final = frozenset({b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"EVAL", b"EVALSHA", b"SCRIPT"})
 _PRELUDE: Final = b"""
-return function(call)
+return function(call, sha1hex)
   redis = {
     call = call,
     pcall = function(...)
@@ -799,11 +803,12 @@ return function(call)
     end,
     error_reply = function(text) return {err = text} end,
     status_reply = function(text) return {ok = text} end,
-    sha1hex = nil,
+    sha1hex = sha1hex,
     log = function() end,
     LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3,
   }
-  os, io, require, dofile, loadfile, python, package, module = nil, nil, nil, nil, nil, nil, nil, nil
+  os = {clock = function() return 0 end}
+  io, require, dofile, loadfile, python, package, module = nil, nil, nil, nil, nil, nil, nil
   setmetatable(_G, {
     __newindex = function(_, name) error('Attempt to modify a readonly table: ' .. tostring(name), 2) end,
     __index = function(_, name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,8 +40,6 @@ Said = tuple[int, str, str]
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """An environment without anything of ours but a home."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("TIDEWIRE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -67,9 +66,16 @@ class Terminal:
         return code, out, err
 
 
+def program(*arguments: object) -> Said:
+    """Run a command in a process of its own, because it sets up logging for its whole process."""
+    command = [sys.executable, "-m", "server", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.fixture
-def tidewire(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Terminal]:
-    yield Terminal(capsys)
+def tidewire(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
 
 
 def assert_one_line(said: Said, words: str) -> None:
@@ -124,18 +130,16 @@ def test_each_problem_of_a_configuration_has_its_line(tidewire: Terminal, tmp_pa
     assert [line.split()[1] for line in err.splitlines()] == ["auth.anonymous:", "routes:", "server.prot:"]
 
 
-def test_a_port_in_use(tidewire: Terminal, environment: pytest.MonkeyPatch) -> None:
-    import socket
-
+def test_a_port_in_use(environment: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert_one_line(tidewire("demo", "--port", taken.getsockname()[1]), "cannot listen")
+        assert_one_line(program("demo", "--port", taken.getsockname()[1]), "cannot listen")
 
 
-def test_a_wrong_log_level(tidewire: Terminal, environment: pytest.MonkeyPatch) -> None:
+def test_a_wrong_log_level(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("TIDEWIRE_LOG_LEVEL", "loud")
-    assert_one_line(tidewire("demo"), "TIDEWIRE_LOG_LEVEL")
+    assert_one_line(program("demo"), "TIDEWIRE_LOG_LEVEL")
 
 
 # -- tokens --------------------------------------------------------------------------------------------------------
@@ -208,13 +212,13 @@ def test_a_signer_needs_a_secret() -> None:
 # -- doctor --------------------------------------------------------------------------------------------------------
 
 
-def test_doctor_reports_a_broken_configuration(tidewire: Terminal, config: Path) -> None:
-    code, out, _ = tidewire("doctor", "--config", config, "--json")
+def test_doctor_reports_a_broken_configuration(environment: pytest.MonkeyPatch, config: Path) -> None:
+    code, out, _ = program("doctor", "--config", config, "--json")
     assert code == 1
     findings = {finding["what"]: finding for finding in json.loads(out)}
     assert findings["targets.a.api_key_env"]["status"] == "fail"
     assert findings["routes"]["status"] == "fail"
-    code, out, _ = tidewire("doctor", "--config", config)
+    code, out, _ = program("doctor", "--config", config)
     assert code == 1
     assert "auth.jwt_secret_env" in out
 

@@ -93,9 +93,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_nobody_answers(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     url = "ws://127.0.0.1:1/v1/ws"
-    code = main(
-        ["--url", url, "--clients", "1", "--seconds", "0", "--grace", "0", "--json", str(path), "--max-wait", "0.2"]
-    )
+    once = ["--clients", "1", "--seconds", "0", "--tokens", "1"]
+    hasty = ["--ramp", "0", "--grace", "0", "--max-wait", "0.2"]
+    code = main(["--url", url, "--json", str(path), *once, *hasty])
     assert code == 1
     assert json.loads(path.read_text())["connects"] == 0
 

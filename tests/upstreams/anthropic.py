@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from tests.upstreams.scripted import Act, Request, ScriptedUpstream, Step, piece_of_trouble
+from tests.upstreams.chat_steps import Act, Request, Step, piece_of_trouble
+from tests.upstreams.scripted import ScriptedUpstream
 
 _ERRORS = {
     400: "invalid_request_error",

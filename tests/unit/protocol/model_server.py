@@ -51,6 +51,8 @@ class Journal:
         self.id = message_id
         self.request = request
         self.frames: list[Map] = []
+        self.tells_after = True
+        """Whether frames that are no deltas carry `after` too."""
 
     @property
     def head(self) -> int:
@@ -77,7 +79,7 @@ class Journal:
 
     def delta(self, **output: Any) -> None:
         """New output."""
-        self._add("delta", after=self.head, **output)
+        self._add("delta", **output)
 
     def end(self, kind: str) -> None:
         """`done`, `failed` or `cancelled`."""
@@ -91,7 +93,8 @@ class Journal:
         self._add(kind, usage=USAGE, **hashed, **more)
 
     def _add(self, kind: str, jump: int = 0, **fields: Any) -> None:
-        self.frames.append({"type": kind, "id": self.id, "seq": self.head + 1 + jump, **fields})
+        after = {"after": self.head} if kind == "delta" or self.tells_after else {}
+        self.frames.append({"type": kind, "id": self.id, "seq": self.head + 1 + jump, **after, **fields})
 
     def after(self, seq: int) -> list[Map]:
         """What a reader at `seq` is told: later events, or a snapshot in two parts and what follows it."""

@@ -1,0 +1,162 @@
+"""What was really asked and paid for: the upstream's own log against the attempt records in Redis.
+
+The log is written by the upstream, in another process; the records by the nodes. What a client was told is compared
+with the scripted text elsewhere. So no claim rests on two numbers from one source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from redis.asyncio import Redis
+
+from tests.upstreams.script import message_hash, reply_to
+
+Map = dict[str, Any]
+LOST = "owner_lost"
+"""Outcome of an attempt whose node died."""
+
+
+class UpstreamLog:
+    """The append-only log of a scripted upstream, read as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._starts: dict[str, list[Map]] = defaultdict(list)
+        self._ends: dict[str, Map] = {}
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                entry = json.loads(line)
+                if entry["event"] == "start":
+                    self._starts[entry["hash"]].append(entry)
+                else:
+                    self._ends[entry["request"]] = entry
+
+    def calls(self, messages: Sequence[Mapping[str, Any]]) -> list[Map]:
+        """Every call that was made for this request, oldest first."""
+        self._read()
+        return list(self._starts.get(message_hash(messages), ()))
+
+    def end(self, call: Map) -> Map | None:
+        """How a call ended, if it has."""
+        self._read()
+        return self._ends.get(call["request"])
+
+    def count(self) -> int:
+        """Calls in all."""
+        self._read()
+        return sum(map(len, self._starts.values()))
+
+
+@dataclass(slots=True)
+class Stored:
+    """One message as Redis has it."""
+
+    id: str
+    state: str
+    attempts: int
+    records: list[Map] = field(default_factory=list)
+    end: Map = field(default_factory=dict)
+    owner: str = ""
+    """The node that generates it, or did."""
+
+    @property
+    def payers(self) -> list[Map]:
+        """The attempts that the user pays."""
+        return [record for record in self.records if record["payer"] == "user"]
+
+
+async def stored_messages(urls: Iterable[str]) -> dict[str, Stored]:
+    """Every message on the given primaries, found by looking at every key: our own key names are not trusted."""
+    found: dict[str, Stored] = {}
+    for url in urls:
+        client = Redis.from_url(url, socket_timeout=5.0)
+        try:
+            async for key in client.scan_iter(match="tw:{*}:m", count=1000):
+                fields = await client.hmget(key, "id", "state", "attempts", "records", "end", "owner")  # type: ignore[misc]
+                if fields[0] is not None:
+                    message = _stored(fields)
+                    assert message.id not in found, f"two records for {message.id}"
+                    found[message.id] = message
+        finally:
+            await client.aclose()
+    return found
+
+
+def _stored(fields: Sequence[bytes | None]) -> Stored:
+    message_id, state, attempts, records, end, owner = fields
+    assert message_id is not None
+    return Stored(
+        message_id.decode(),
+        (state or b"").decode(),
+        int(attempts or 0),
+        msgpack.unpackb(records) if records else [],
+        msgpack.unpackb(end) if end else {},
+        (owner or b"").decode(),
+    )
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What is wrong with one message; empty lists mean nothing."""
+
+    doubled: list[str] = field(default_factory=list)
+    """Calls upstream that no record explains, or that nothing but a repeat can have caused."""
+    double_billed: list[str] = field(default_factory=list)
+    """More than one attempt that the user pays, or a sum that isn't that of the text that stands."""
+    unpaid: list[str] = field(default_factory=list)
+    """Text stands that nobody pays."""
+
+
+def audit(messages: Sequence[Mapping[str, Any]], stored: Stored | None, log: UpstreamLog, model: str) -> Verdict:
+    """Compare what was called for one message with what was recorded."""
+    verdict = Verdict()
+    calls = log.calls(messages)
+    if stored is None:
+        if calls:
+            verdict.doubled.append(f"{len(calls)} calls for a message that Redis does not know")
+        return verdict
+    records, lost = stored.records, [r for r in stored.records if r["outcome"] == LOST]
+    numbers = [record["attempt"] for record in records]
+    if len(set(numbers)) != len(numbers):
+        verdict.double_billed.append(f"{stored.id}: an attempt recorded twice: {numbers}")
+    if len(calls) > len(records):
+        verdict.doubled.append(f"{stored.id}: {len(calls)} calls, {len(records)} records ({stored.state})")
+    elif len(records) - len(calls) > len(lost):  # a node may die between allocating an attempt and making the call
+        verdict.doubled.append(f"{stored.id}: {len(records)} records, only {len(calls)} calls, {len(lost)} lost")
+    if len(records) - len(lost) > 1:
+        verdict.doubled.append(f"{stored.id}: {len(records)} attempts, but only {len(lost)} lost owners")
+    _audit_bill(messages, stored, model, verdict)
+    return verdict
+
+
+def _audit_bill(messages: Sequence[Mapping[str, Any]], stored: Stored, model: str, verdict: Verdict) -> None:
+    payers = stored.payers
+    if len(payers) > 1:
+        verdict.double_billed.append(f"{stored.id}: the user pays {len(payers)} attempts")
+    if stored.state != "done":
+        return
+    if not payers:
+        verdict.unpaid.append(f"{stored.id}: done, and nobody pays")
+        return
+    reply = reply_to(messages, model)
+    paid = sum(record["output_tokens"] for record in payers)
+    if paid != reply.output_tokens:
+        verdict.double_billed.append(f"{stored.id}: {paid} tokens paid, the answer has {reply.output_tokens}")
+    if stored.end.get("usage", {}).get("output_tokens") != paid:
+        verdict.double_billed.append(f"{stored.id}: the end tells another usage than the records")

@@ -1,0 +1,107 @@
+"""Real nodes, a real Redis and a scripted upstream with its log, for tests that break them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, stored_messages
+from tests.processes import ServeProcess, serve_config, serving_processes
+from tests.upstreams.scripted import process as scripted
+from tests.wire import Wire, wire
+
+MODEL = "scripted"
+ENDED = ("done", "failed", "cancelled")
+
+
+def ask(script: str, message_id: str = "") -> list[dict[str, Any]]:
+    """The `messages` of a request that the upstream answers by `script`; the id makes it unlike any other."""
+    return [{"role": "user", "content": f"script {script}\n{message_id}"}]
+
+
+@dataclass(slots=True)
+class Rig:
+    """What a test works with."""
+
+    nodes: list[ServeProcess]
+    log: UpstreamLog
+    upstream: str
+    primaries: list[str]
+    """URL of every primary, for looking at what is stored."""
+
+    async def stored(self) -> dict[str, Stored]:
+        """Every message in Redis, by id."""
+        return await stored_messages(self.primaries)
+
+    async def settled(self, message_id: str, seconds: float = 10.0) -> Stored:
+        """The message once it has ended and no attempt is open; fails after `seconds`."""
+        async with asyncio.timeout(seconds):
+            while True:
+                message = (await self.stored()).get(message_id)
+                if message is not None and message.state in ENDED:
+                    return message
+                await asyncio.sleep(0.05)
+
+    def verdict(self, messages: Sequence[Mapping[str, Any]], stored: Stored | None) -> Verdict:
+        """What the upstream's log says against the records."""
+        return audit(messages, stored, self.log, MODEL)
+
+    async def check_once(self, message_id: str, messages: Sequence[Mapping[str, Any]], calls: int = 1) -> Stored:
+        """So many calls upstream, all recorded, one of them paid by the user."""
+        message = await self.settled(message_id)
+        assert len(self.log.calls(messages)) == calls, self.log.calls(messages)
+        assert len(message.records) == calls, message.records
+        assert self.verdict(messages, message) == Verdict()
+        return message
+
+    async def until_end_of(self, call: dict[str, Any], seconds: float = 10.0) -> dict[str, Any]:
+        """How a call upstream ended, once the log tells."""
+        async with asyncio.timeout(seconds):
+            while (end := self.log.end(call)) is None:
+                await asyncio.sleep(0.005)
+        return end
+
+    async def redis(self, *command: Any) -> Any:
+        """One command to the first primary."""
+        client = Redis.from_url(self.primaries[0], socket_timeout=5.0)
+        try:
+            return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+        finally:
+            await client.aclose()
+
+
+def incarnation(node: ServeProcess) -> str:
+    """The id under which a node that was just started beats."""
+    return re.findall(r'"node":"([0-9a-f]+)","event":"node_started"', node.log.read_text())[-1]
+
+
+@asynccontextmanager
+async def rig(
+    redis_url: str, count: int = 2, primaries: Sequence[str] | None = None, **sections: Mapping[str, Any]
+) -> AsyncIterator[Rig]:
+    """`count` nodes over the Redis at `redis_url`, and an upstream that logs every call."""
+    with tempfile.TemporaryDirectory(prefix="tidewire-chaos-") as folder:
+        log = UpstreamLog(Path(folder) / "upstream.jsonl")
+        async with (
+            scripted(log.path) as upstream,
+            serving_processes(serve_config(redis_url, upstream, **sections), count) as nodes,
+        ):
+            yield Rig(nodes, log, upstream, list(primaries or [redis_url]))
+
+
+async def read_until(socket: Wire, message_id: str, characters: int) -> None:
+    """Read until so much of a message's text stands."""
+    view = socket.view(message_id)
+    while len(view.text) < characters:
+        await socket.recv()
+
+
+__all__ = ["ENDED", "MODEL", "Rig", "ask", "incarnation", "read_until", "rig", "wire"]

@@ -1,0 +1,96 @@
+"""G4 takeover: a survivor goes on within 5 s, with default settings; a dead node that wakes cannot append."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from tests.chaos.rig import ask, read_until, rig
+from tests.upstreams.script import expected_text
+from tests.wire import eventually, wire
+
+TAKEOVER_SECONDS = 5.0
+
+
+async def test_g4_kill_9_takeover_within_five_seconds(valkey_url: str) -> None:
+    async with rig(valkey_url, 2) as r:
+        doomed, survivor = r.nodes
+        messages = ask("tokens=300 rate=60 unicode=1", "kill")
+        async with wire(doomed.url) as first, wire(survivor.url) as socket:
+            await first.ask("kill", messages)
+            await read_until(first, "kill", 100)
+            await socket.send({"type": "resume", "id": "kill", "after": 0})
+            await read_until(socket, "kill", 150)
+            killed = time.monotonic()
+            await doomed.kill()
+            await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
+            await socket.type("delta", "kill")
+            seconds = time.monotonic() - killed
+            view = await socket.ended("kill")
+        assert seconds <= TAKEOVER_SECONDS
+        assert view.text == expected_text(messages, "scripted")
+        assert [(a["mode"], a.get("reason", {}).get("code")) for a in view.attempts] == [
+            ("fresh", None),
+            ("restart", "owner_lost"),
+        ]
+        view.check_hash()
+        stored = await r.check_once("kill", messages, calls=2)
+        assert [(record["outcome"], record["payer"]) for record in stored.records] == [
+            ("owner_lost", "operator"),
+            ("done", "user"),
+        ]
+
+
+async def test_g4_a_stopped_node_that_wakes_writes_nothing_and_disturbs_nobody(valkey_url: str) -> None:
+    async with rig(valkey_url, 2) as r:
+        sleeper, survivor = r.nodes
+        messages = ask("tokens=500 rate=100", "sleep")
+        async with wire(sleeper.url) as first, wire(survivor.url) as socket:
+            await first.ask("sleep", messages)
+            await read_until(first, "sleep", 100)
+            await socket.send({"type": "resume", "id": "sleep", "after": 0})
+            await read_until(socket, "sleep", 150)
+            sleeper.signal(signal.SIGSTOP)
+            await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
+            restarted_at = socket.view("sleep").cursor
+            await read_until(socket, "sleep", 200)
+            sleeper.signal(signal.SIGCONT)
+            async with asyncio.TaskGroup() as group:
+                woken = group.create_task(eventually(lambda: "message_lost" in sleeper.log.read_text(), 10.0))
+                reading = group.create_task(socket.ended("sleep"))
+            assert woken.done()
+            view = reading.result()
+            late = await first.ended("sleep")  # its own follower, on the node that had slept
+        assert view.text == late.text == expected_text(messages, "scripted")
+        assert len(view.attempts) == 2
+        view.check_hash()
+        key = next(key for key in await r.redis("KEYS", "tw:{*}:j"))
+        entries = [(int(seq.split(b"-")[0]), fields[1]) for seq, fields in await r.redis("XRANGE", key, "-", "+")]
+        fences = [fence for seq, fence in entries if seq >= restarted_at]
+        assert set(fences) == {fences[0]}, "the woken node wrote"
+        assert all(fence != fences[0] for seq, fence in entries if seq < restarted_at)
+        await r.check_once("sleep", messages, calls=2)
+
+
+async def test_g4_cancel_asked_for_before_the_death_ends_cancelled_without_a_new_attempt(valkey_url: str) -> None:
+    async with rig(valkey_url, 2) as r:
+        doomed, survivor = r.nodes
+        messages = ask("tokens=2000 rate=50", "stop")
+        async with wire(doomed.url) as first, wire(survivor.url) as socket:
+            await first.ask("stop", messages)
+            await read_until(first, "stop", 100)
+            await socket.send({"type": "resume", "id": "stop", "after": 0})
+            await read_until(socket, "stop", 100)
+            doomed.signal(signal.SIGSTOP)  # so that it does not hear of the stop
+            await socket.send({"type": "cancel", "id": "stop"})
+            await socket.quiet()
+            await doomed.kill()
+            view = await socket.ended("stop")
+        assert view.end is not None
+        assert view.end["type"] == "cancelled"
+        assert len(view.attempts) == 1
+        assert expected_text(messages, "scripted").startswith(view.text)
+        view.check_hash()
+        stored = await r.check_once("stop", messages)
+        assert [record["outcome"] for record in stored.records] == ["owner_lost"]

@@ -1,0 +1,166 @@
+"""What happens in one simulated world: drawn from the seed, as data that can be shrunk."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from tests.simulation.upstream import Speech
+
+FAULTS_END_SECONDS: Final = 45.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that happens at a time (virtual seconds)."""
+
+    at: float
+    kind: str
+    args: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.at:8.3f} {self.kind} {' '.join(map(str, self.args))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One world."""
+
+    seed: int
+    nodes: int
+    clients: int
+    users: tuple[int, ...]
+    """Client → number of its user."""
+    speeches: tuple[Speech, ...]
+    """Message → how it is answered."""
+    owners: tuple[int, ...]
+    """Message → number of its user."""
+    usual_delay: float
+    spike: float
+    spikes: float
+    takeover_seconds: float
+    on_midstream: str
+    tail_bytes: int
+    event_bytes: int
+    retention_seconds: float
+    lost_frames: float
+    """Share of journaled frames that vanish on the way to a client, as no TCP would: the client has to notice."""
+    steps: tuple[Step, ...]
+
+    def without(self, index: int) -> Schedule:
+        """The same world where step `index` does not happen."""
+        return replace(self, steps=self.steps[:index] + self.steps[index + 1 :])
+
+    def __str__(self) -> str:
+        head = (
+            f"seed {self.seed}: {self.nodes} nodes, {self.clients} clients, {len(self.speeches)} messages,"
+            f" takeover after {self.takeover_seconds} s, {self.on_midstream}"
+        )
+        return "\n".join([head, *map(str, self.steps)])
+
+
+def draw(seed: int) -> Schedule:
+    """The world of a seed. Most seeds hold few faults, so that each is seen alone, too."""
+    chance = random.Random(f"schedule {seed}")
+    nodes = chance.choice((1, 2, 2, 2, 3))
+    clients = chance.choice((1, 2, 2, 3))
+    users = tuple(chance.choice((0, 0, 0, 1)) for _ in range(clients))
+    messages = chance.choice((1, 1, 2, 2, 3))
+    takeover = chance.choice((1.0, 1.0, 2.0, 3.0))
+    flavour = chance.random()
+    schedule = Schedule(
+        seed=seed,
+        nodes=nodes,
+        clients=clients,
+        users=users,
+        speeches=tuple(_speech(chance) for _ in range(messages)),
+        owners=tuple(users[chance.randrange(clients)] for _ in range(messages)),
+        usual_delay=chance.choice((0.0003, 0.001, 0.004)),
+        spike=chance.choice((0.0, 0.02, 0.09)),
+        spikes=chance.choice((0.02, 0.1)),
+        takeover_seconds=takeover,
+        on_midstream=chance.choice(("restart", "restart", "restart", "continue", "fail")),
+        tail_bytes=chance.choice((60, 200, 262_144)),
+        event_bytes=chance.choice((16, 64, 16_384)),
+        retention_seconds=chance.choice((3.0, 3600.0)),
+        lost_frames=chance.choice((0.0, 0.0, 0.0, 0.05)),
+        steps=(),
+    )
+    steps = _wishes(chance, schedule)
+    if flavour > 0.12:
+        steps += _faults(chance, schedule)
+    return replace(schedule, steps=tuple(sorted(steps, key=lambda step: step.at)))
+
+
+def _speech(chance: random.Random) -> Speech:
+    pieces = chance.choice((1, 3, 6, 10, 16))
+    fails: list[int] = []
+    while chance.random() < 0.2 and len(fails) < 3:
+        fails.append(chance.randrange(pieces))
+    return Speech(
+        pieces=pieces,
+        gap_seconds=chance.choice((0.0, 0.002, 0.02, 0.1, 0.25)),
+        burst=chance.choice((1, 1, 2, 5)),
+        fails_at=tuple(fails),
+        silent=chance.choice((0.0, 0.0, 0.0, 1.5)),
+    )
+
+
+def _wishes(chance: random.Random, world: Schedule) -> list[Step]:
+    """What the clients do."""
+    steps = []
+    for message, owner in enumerate(world.owners):
+        mine = [client for client in range(world.clients) if world.users[client] == owner]
+        start = chance.uniform(0.05, 0.6)
+        askers = [chance.choice(mine)] if chance.random() < 0.5 else mine
+        for client in askers:
+            steps.append(Step(start + chance.choice((0.0, 0.0, 0.001, 0.05, 0.8)), "ask", (client, message)))
+        for client in mine:
+            if client not in askers and chance.random() < 0.7:
+                steps.append(Step(start + chance.choice((0.0, 0.1, 0.5, 1.5)), "follow", (client, message)))
+        if chance.random() < 0.2:
+            when = start + chance.choice((0.0, 0.01, 0.1, 0.6, 1.5))
+            steps.append(Step(when, "cancel", (chance.choice(mine), message)))
+        if chance.random() < 0.1:
+            client = chance.choice(mine)
+            steps.append(Step(start + chance.uniform(0.0, 0.6), "detach", (client, message)))
+            steps.append(Step(start + chance.uniform(0.6, 2.0), "follow", (client, message)))
+        if chance.random() < 0.12:
+            steps.append(Step(start + chance.uniform(0.2, 1.5), "probe", (chance.choice(mine), message)))
+    return steps
+
+
+def _faults(chance: random.Random, world: Schedule) -> list[Step]:
+    count = chance.choice((1, 1, 2, 2, 3, 4))
+    kinds = chance.choices(
+        ("cut_client", "stall_client", "cut_link", "kill", "pause", "freeze", "crash", "leave"),
+        (4, 2, 3, 4, 3, 1, 2, 1),
+        k=count,
+    )
+    return [_fault(chance, world, kind) for kind in kinds]
+
+
+def _fault(chance: random.Random, world: Schedule, kind: str) -> Step:
+    at = chance.uniform(0.05, 2.5)
+    node = chance.randrange(world.nodes)
+    client = chance.randrange(world.clients)
+    takeover = world.takeover_seconds
+    if kind == "cut_client":
+        return Step(at, kind, (client, chance.choice((0.0, 0.0, 0.01, 3.0))))
+    if kind == "stall_client":
+        return Step(at, kind, (client, chance.choice((0.2, 1.0, 2.5))))
+    if kind == "cut_link":
+        return Step(at, kind, (node, chance.random() < 0.5, chance.randrange(3)))
+    if kind == "kill":
+        return Step(at, kind, (node, chance.choice((0.05, 0.5, 2.0, 6.0))))
+    if kind == "pause":
+        lasts = chance.choice((0.05, 0.3, takeover - 0.1, takeover + 0.4, takeover + 1.5))
+        if chance.random() < 0.03:
+            lasts = 30.0
+        return Step(at, kind, (node, round(lasts, 3), chance.randrange(3)))
+    if kind == "freeze":
+        return Step(at, kind, (chance.choice((0.08, 0.3, 1.0, 3.0, 8.0)) if chance.random() < 0.97 else 30.0,))
+    if kind == "crash":
+        return Step(at, kind, (chance.choice((0.02, 0.2, 1.5)), chance.choice((0, 1, 2, 4, 8, 20))))
+    return Step(at, "leave", (node, chance.choice((0.0, 0.5))))

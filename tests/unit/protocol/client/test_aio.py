@@ -1,0 +1,365 @@
+"""The asyncio client against a real WebSocket server on this machine that misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Any, Literal
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from protocol.client.aio import Client, ClientEvent, Disconnected, Message, connect, new_id
+from protocol.client.events import PongReceived, Resyncing, Stalled, Welcomed
+from protocol.client.failures import (
+    ClientClosed,
+    ConnectionFailed,
+    MessageBroken,
+    MessageFailed,
+    MessageLost,
+    MessageRefused,
+)
+from protocol.client.message import MessageState
+from protocol.client.timing import Backoff
+from protocol.errors import CloseCode
+from tests.unit.protocol.model_server import Journal, Map, SocketServer, refusal, welcome
+
+WORDS = [f"{number} " for number in range(50)]
+TEXT = "".join(WORDS)
+ASK = [{"role": "user", "content": "Count."}]
+
+
+def counting(journal: Journal) -> None:
+    journal.attempt()
+    journal.delta(reasoning="hm")
+    for word in WORDS:
+        journal.delta(text=word)
+    journal.end("done")
+
+
+def endless(journal: Journal) -> None:
+    journal.attempt()
+    journal.delta(text="and ")
+
+
+def client_of(server: SocketServer, **options: Any) -> Client:
+    return connect(server.url, proxy=None, **({"backoff": Backoff(lambda: 0.0)} | options))
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_leaks() -> AsyncIterator[None]:
+    yield
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    assert not [name for name in names if name.startswith("tidewire")]
+
+
+async def collect(message: Message) -> str:
+    """What a reader that heeds `replaces` has at the end."""
+    shown = ""
+    async for piece in message:
+        shown = piece.text if piece.replaces else shown + piece.text
+    return shown
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_ask_and_read(codec: Literal["json", "msgpack"]) -> None:
+    async with SocketServer(counting).running() as server:
+        async with client_of(server, codec=codec) as client:
+            message = await client.send(messages=ASK, model="default")
+            assert await collect(message) == TEXT
+            whole = await message.done()
+        assert server.closes == [CloseCode.NORMAL]
+    assert (whole.text, whole.reasoning, whole.state, whole.resyncs) == (TEXT, "hm", MessageState.DONE, 0)
+    assert await collect(message) == TEXT
+    assert server.arrived[0][1] == {"type": "send", "id": message.id, "messages": ASK, "model": "default"}
+
+
+async def test_many_messages_over_dropped_sockets() -> None:
+    """Nothing is lost, doubled or generated twice, wherever the socket drops."""
+    events: list[ClientEvent] = []
+    server = SocketServer(counting, breaks=[0, 1, 3, 20, 100, 60])
+    async with server.running(), client_of(server, on_event=events.append) as client, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(collect(client.ask(messages=ASK))) for _ in range(8)]
+    assert [task.result() for task in tasks] == [TEXT] * 8
+    assert server.model.generations == 8
+    assert len([event for event in events if isinstance(event, Disconnected)]) == 6
+    assert client.reconnects == 5  # the first connection was never greeted
+
+
+async def test_the_reader_sees_a_restart() -> None:
+    def restarting(journal: Journal) -> None:
+        journal.attempt()
+        journal.delta(text="first try")
+        journal.attempt("restart")
+        journal.delta(text="second")
+        journal.end("done")
+
+    async with SocketServer(restarting).running() as server, client_of(server) as client:
+        message = client.ask(messages=ASK)
+        pieces = [piece async for piece in message]
+        assert [(piece.text, piece.replaces) for piece in pieces][-1] in (("second", True), ("second", False))
+        assert await collect(message) == "second"
+
+
+async def test_refused() -> None:
+    def refuse_once(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "send" and len(server.arrived[0]) == 2:
+            del server.model.journals[frame["id"]]
+            return [refusal("send", "quota_exceeded", frame["id"], retry_after_ms=50)]
+        return answer
+
+    server = SocketServer(counting, edit=refuse_once)
+    async with server.running(), client_of(server) as client:
+        message = client.ask(messages=ASK)
+        with pytest.raises(MessageRefused) as refused:
+            await message.done()
+        assert (refused.value.code, refused.value.retryable) == ("quota_exceeded", True)
+        assert refused.value.retry_after_seconds == 0.05
+        assert await message.retry()
+        assert await collect(message) == TEXT
+        assert not await message.retry()
+
+
+async def test_failed_with_a_part() -> None:
+    def half(journal: Journal) -> None:
+        journal.attempt()
+        journal.delta(text="half")
+        journal.end("failed")
+
+    async with SocketServer(half).running() as server, client_of(server) as client:
+        message = await client.send(messages=ASK)
+        with pytest.raises(MessageFailed) as failed:
+            await collect(message)
+        assert message.text == "half"
+        assert failed.value.message.partial
+
+
+async def test_lost_and_broken() -> None:
+    def lie(journal: Journal) -> None:
+        counting(journal)
+        journal.frames[-1]["text_bytes"] += 1
+
+    async with SocketServer(lie).running() as server, client_of(server) as client:
+        with pytest.raises(MessageLost):
+            await client.resume("nobody-knows").done()
+        with pytest.raises(MessageBroken):
+            await (await client.send(messages=ASK)).done()
+
+
+async def test_cancel() -> None:
+    def stop(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "cancel":
+            journal = server.model.journals[frame["id"]]
+            journal.end("cancelled")
+            return [journal.frames[-1]]
+        return answer
+
+    server = SocketServer(endless, edit=stop)
+    async with server.running(), client_of(server) as client:
+        message = await client.send(messages=ASK)
+        view = await message.cancel()
+        assert (view.state, view.text) == (MessageState.CANCELLED, "and ")
+        assert await message.done() is view
+        message.forget()
+        assert client.session.messages == {}
+
+
+async def test_detach_and_resume_by_another_client() -> None:
+    async with SocketServer(counting).running() as server, client_of(server) as first:
+        message = await first.send(messages=ASK)
+        message.detach()
+        with pytest.raises(ClientClosed):
+            await message.done()
+        async with client_of(server) as second:
+            assert await collect(second.resume(message.id)) == TEXT
+            kept = second.resume(message.id)
+            assert kept.text == TEXT
+        async with client_of(server) as third:
+            point = 1 + 1 + 10
+            rest = third.resume(message.id, after=point, text="".join(WORDS[:10]))
+            assert (await rest.done()).text == TEXT
+
+
+async def test_stalled_messages_are_resumed_after_the_delay() -> None:
+    events: list[ClientEvent] = []
+
+    def stall(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "send":
+            return [*answer[:5], refusal("", "store_unavailable", frame["id"], retry_after_ms=1)]
+        return answer
+
+    server = SocketServer(counting, edit=stall)
+    async with server.running(), client_of(server, on_event=events.append) as client:
+        assert await collect(client.ask(messages=ASK)) == TEXT
+    assert [type(event) for event in events if isinstance(event, Stalled | Resyncing)] == [Stalled]
+
+
+async def test_goaway_moves_to_another_connection() -> None:
+    def go(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "send" and len(server.arrived) == 1:
+            return [*answer[:5], {"type": "goaway", "reason": "deploy", "reconnect_after_ms": 1}]
+        return answer
+
+    server = SocketServer(counting, edit=go)
+    async with server.running(), client_of(server) as client:
+        assert await collect(client.ask(messages=ASK)) == TEXT
+        assert client.reconnects == 1
+        assert server.model.generations == 1
+
+
+async def test_heartbeats_find_a_half_open_connection() -> None:
+    """The first connection answers nothing after its greeting; two beats later the client is on another."""
+    pongs = asyncio.Event()
+
+    def mute(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "hello":
+            return [{**frame, "heartbeat_seconds": 0.01} for frame in answer[:1]] + answer[1:]
+        return [] if len(server.arrived) == 1 else answer
+
+    def on_event(event: ClientEvent) -> None:
+        if isinstance(event, PongReceived):
+            pongs.set()
+
+    server = SocketServer(counting, edit=mute)
+    async with server.running(), client_of(server, on_event=on_event) as client:
+        assert await collect(client.ask(messages=ASK)) == TEXT
+        await pongs.wait()
+        assert client.reconnects == 1
+
+
+async def test_a_malformed_frame_means_another_connection() -> None:
+    def garble(frame: Map, answer: list[Map]) -> list[Map]:
+        return [*answer[:9], {"type": "delta"}] if frame["type"] == "send" else answer
+
+    async with SocketServer(counting, edit=garble).running() as server, client_of(server) as client:
+        assert await collect(client.ask(messages=ASK)) == TEXT
+        assert client.reconnects == 1
+
+
+async def test_an_oversized_request_is_refused_here() -> None:
+    def small(frame: Map, answer: list[Map]) -> list[Map]:
+        return [welcome(max_frame_bytes=1000)] if frame["type"] == "hello" else answer
+
+    async with SocketServer(counting, edit=small).running() as server, client_of(server) as client:
+        big = client.ask(messages=[{"role": "user", "content": "x" * 2000}])
+        several = [client.ask(messages=[{"role": "user", "content": "x" * 600}]) for _ in range(3)]
+        with pytest.raises(MessageRefused, match="1000"):
+            await big.done()
+        assert [await collect(message) for message in several] == [TEXT] * 3
+        assert len(server.arrived) == 1
+
+
+async def test_a_token_source_is_asked_before_every_connection_and_before_expiry() -> None:
+    tokens = iter(f"token-{number}" for number in range(100))
+    renewed = asyncio.Event()
+
+    async def source() -> str:
+        return next(tokens)
+
+    def short(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "auth":
+            renewed.set()
+        return [welcome(expires_in_seconds=0.01)] if frame["type"] == "hello" else answer
+
+    server = SocketServer(counting, edit=short)
+    async with server.running(), client_of(server, token=source):
+        await renewed.wait()
+    assert server.arrived[0][0]["token"] == "token-0"
+    assert server.arrived[0][1] == {"type": "auth", "token": "token-1"}
+
+
+async def test_closed_while_waiting() -> None:
+    async with SocketServer(endless).running() as server:
+        async with client_of(server) as client:
+            message = await client.send(messages=ASK)
+            waiting = asyncio.get_running_loop().create_task(message.done())
+            await asyncio.sleep(0)
+        with pytest.raises(ClientClosed):
+            await waiting
+        with pytest.raises(ClientClosed):
+            client.ask(messages=ASK)
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
+    async with SocketServer(endless).running() as server:
+        with pytest.raises(ZeroDivisionError):
+            async with client_of(server):
+                raise ZeroDivisionError
+        assert server.closes == [CloseCode.NORMAL]
+
+
+async def handshake_status(status: HTTPStatus) -> ConnectionFailed:
+    """What entering raises if the server refuses the handshake so."""
+
+    def refuse(socket: ServerConnection, request: Request) -> Response:
+        return socket.respond(status, "no\n")
+
+    async def never(socket: ServerConnection) -> None:
+        raise AssertionError
+
+    async with serve(never, "127.0.0.1", 0, process_request=refuse) as server:
+        url = "ws://{}:{}/".format(*server.sockets[0].getsockname())
+        with pytest.raises(ConnectionFailed) as failed:
+            async with connect(url, proxy=None, connect_seconds=0.2, backoff=Backoff(lambda: 0.1)):
+                raise AssertionError
+    return failed.value
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_refused_handshakes() -> None:
+    forbidden = await handshake_status(HTTPStatus.FORBIDDEN)
+    assert (forbidden.code, forbidden.close_code) == ("connection_refused", 403)
+    assert (await handshake_status(HTTPStatus.SERVICE_UNAVAILABLE)).code == "timeout"
+
+
+async def test_a_close_code_that_means_stay_away() -> None:
+    async def refuse(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send('{"type":"error","error":{"code":"unauthenticated","message":"no such key"}}')
+        await socket.close(CloseCode.UNAUTHENTICATED)
+
+    async with serve(refuse, "127.0.0.1", 0) as server:
+        url = "ws://{}:{}/".format(*server.sockets[0].getsockname())
+        with pytest.raises(ConnectionFailed, match="no such key") as failed:
+            async with connect(url, proxy=None):
+                raise AssertionError
+    assert (failed.value.code, failed.value.close_code) == ("unauthenticated", CloseCode.UNAUTHENTICATED)
+
+
+async def test_a_connection_that_is_refused_later_ends_the_waiting() -> None:
+    async with SocketServer(endless).running() as server, client_of(server) as client:
+        message = await client.send(messages=ASK)
+        await server.sockets[0].close(CloseCode.UNAUTHENTICATED)
+        with pytest.raises(ConnectionFailed):
+            await message.done()
+        with pytest.raises(ConnectionFailed):
+            client.ask(messages=ASK)
+
+
+async def test_conversations() -> None:
+    events: asyncio.Queue[ClientEvent] = asyncio.Queue()
+
+    def talk(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "subscribe":
+            return [{"type": "message", "conversation": frame["conversation"], "id": "z", "role": "user"}]
+        if frame["type"] == "history":
+            return [{"type": "history", "conversation": frame["conversation"], "messages": []}]
+        return answer
+
+    server = SocketServer(counting, edit=talk)
+    async with server.running(), client_of(server, on_event=events.put_nowait) as client:
+        client.subscribe("c")
+        client.history("c", limit=3)
+        client.auth("new")
+        client.unsubscribe("c")
+        kinds = [type(await events.get()).__name__ for _ in range(3)]
+    assert kinds == [Welcomed.__name__, "ConversationMessage", "HistoryReceived"]
+    assert [frame["type"] for frame in server.arrived[0][1:]] == ["subscribe", "history", "auth", "unsubscribe"]
+
+
+def test_new_ids_differ_and_sort() -> None:
+    ids = [new_id() for _ in range(100)]
+    assert len(set(ids)) == 100
+    assert [value[:8] for value in ids] == sorted(value[:8] for value in ids)
