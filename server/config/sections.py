@@ -57,11 +57,11 @@ class ServerSettings(Section):
     """Interval of the server's pings; a peer that misses two is dropped."""
     max_open_messages: Positive = 1_000
     """Messages one socket may follow at once."""
-    max_connections_per_user: Positive = 1_000
+    max_connections_per_user: Positive = 10_000
     """Open sockets of one user, per process."""
-    max_connections_per_address: Positive = 1_000
+    max_connections_per_address: Positive = 10_000
     """Open sockets of one client address, per process. Loopback addresses are exempt."""
-    handshakes_per_minute: Positive = 600
+    handshakes_per_minute: Positive = 6_000
     """New sockets of one client address, per process and minute. Loopback addresses are exempt."""
     frames_per_second: Positive = 1_000
     """Frames one socket may send per second, on average; five seconds' worth may come at once."""

@@ -21,7 +21,7 @@ from server.messages.hub import Channel
 from server.messages.scripts import APPEND
 from server.store.keys import MessageKeys
 from server.store.link import Link, StoreError, StoreReply, StoreUnavailable
-from server.store.store import Store
+from server.store.store import Store, forget
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.base import Piece
 
@@ -34,6 +34,7 @@ BACKLOG_BYTES: Final = 1_048_576
 PROCESS_BACKLOG_BYTES: Final = 67_108_864
 """The same for all messages of the process."""
 RECONNECT_SECONDS: Final = 0.5
+RETRY_SECONDS: Final = 0.02
 
 
 class Verdict(IntEnum):
@@ -222,6 +223,14 @@ class Outbox:
                 return self.base
         return None
 
+    def move_to(self, lane: Lane) -> None:
+        """Go on in another lane, with the entry that is in flight."""
+        self.lane.backlog -= self.waiting.size
+        lane.backlog += self.waiting.size
+        self.lane = lane
+        lane.resend.append(self)
+        lane.wake.set()
+
     def landed(self, verdict: Verdict) -> None:
         """Redis has answered the entry in flight."""
         flight, self.flight = self.flight, None
@@ -265,9 +274,12 @@ class Outbox:
 class Lane:
     """The writer to one Redis primary."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, journal: Journal) -> None:
         self.link = link
+        self.journal = journal
         self.dirty: deque[Outbox] = deque()
+        self.resend: list[Outbox] = []
+        """Outboxes whose entry in flight came from another lane: their slot has moved here."""
         self.wake = asyncio.Event()
         self.backlog = 0
         """Characters of all outboxes that wait."""
@@ -280,46 +292,62 @@ class Lane:
             await self.wake.wait()
             self.wake.clear()
             batch, self.dirty = self.dirty, deque()
-            flights = []
+            flights, self.resend = self.resend, []
             for outbox in batch:
                 outbox.queued = False
                 if outbox.take() is not None:
                     flights.append(outbox)
             while flights:
-                flights = await self._send(flights)
+                flights = self._still_here(await self._send(flights))
+
+    def _still_here(self, flights: list[Outbox]) -> list[Outbox]:
+        """Those whose slot has moved to another primary go on in that primary's lane, with the same bytes."""
+        here = []
+        for outbox in flights:
+            try:
+                lane = self.journal.lane(outbox.keys.record)
+            except StoreUnavailable:
+                lane = self
+            if lane is self:
+                here.append(outbox)
+            else:
+                outbox.move_to(lane)
+        return here
 
     async def _send(self, flights: list[Outbox]) -> list[Outbox]:
         """Send every entry in flight; returns those whose outcome is unknown."""
         self.flushes += 1
         self.entries += len(flights)
-        call = self.link.call
         try:
-            futures = [call(*outbox.command()) for outbox in flights]
+            futures = [self.link.call(*outbox.command()) for outbox in flights]
         except StoreUnavailable:
-            await self._reconnected()
+            await self._recover(None)
             return flights
         await asyncio.wait(futures[-1:])  # replies come in order: the last one is the last
         unknown = []
+        why: BaseException | None = None
         for outbox, future in zip(flights, futures, strict=True):
             error = future.exception()
             if error is None:
                 outbox.landed(Verdict(future.result()))
             else:
-                log.warning("append_unanswered", error=str(error))
+                why = error
                 unknown.append(outbox)
         if unknown:
-            await self._reconnected()
-            if isinstance(error, StoreReply) and str(error).startswith("NOSCRIPT") and self.link.available:
-                call("SCRIPT", "LOAD", APPEND.source)
+            log.warning("appends_unanswered", count=len(unknown), error=str(why))
+            await self._recover(why)
         return unknown
 
-    async def _reconnected(self) -> None:
-        """Wait for a connection; a reply such as LOADING or NOSCRIPT is worth a moment, too."""
+    async def _recover(self, why: BaseException | None) -> None:
+        """Wait for what a retry needs: a connection, another primary, the script, or just a moment."""
+        await asyncio.sleep(RETRY_SECONDS)
         try:
-            await asyncio.sleep(0.02)
             await self.link.ready(RECONNECT_SECONDS)
         except StoreError:
             log.warning("journal_waits_for_redis", address=str(self.link.address))
+            return
+        if isinstance(why, StoreReply) and not self.journal.store.misplaced(why) and str(why).startswith("NOSCRIPT"):
+            self.link.call("SCRIPT", "LOAD", APPEND.source).add_done_callback(forget)
 
 
 class Journal:
@@ -335,7 +363,7 @@ class Journal:
         link = self.store.link(key)
         lane = self._lanes.get(link)
         if lane is None:
-            lane = self._lanes[link] = Lane(link)
+            lane = self._lanes[link] = Lane(link, self)
             self._owner.start(lane.run(), str(link.address))
         return lane
 

@@ -160,8 +160,8 @@ class Reader:
             data = await self.store.call(
                 keys.standing, "GETRANGE", keys.standing, start, start + lengths[2] - 1, seconds=READ_SECONDS
             )
-            for part in split_calls(msgpack.unpackb(data) if data else [], max(4, limit)):
-                yield CALLS, [part]
+            for delta in split_calls(msgpack.unpackb(data) if data else [], max(4, limit)):
+                yield CALLS, [delta]
 
 
 def _whole_characters(data: bytes, size: int) -> bytes:

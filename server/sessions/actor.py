@@ -7,6 +7,7 @@ one reads pages from Redis. Nothing a client sends ends the session but what the
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -18,8 +19,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from protocol.codec import Codec, DecodeError
 from protocol.errors import CloseCode, ProtocolError
-from protocol.frames import HELLO_SECONDS, Frame, Hello, parse_client_frame
+from protocol.frames import Frame, Hello, parse_client_frame
+from server.access import scopes
 from server.access.identity import Principal
+from server.access.limits import ConnectionLimits, frame_pace
+from server.config import ServerSettings
 from server.messages.service import Found, Messages, unavailable
 from server.sessions.outbound import Outbound, error_frame
 from server.store.link import StoreError
@@ -28,8 +32,6 @@ log = structlog.get_logger("session")
 
 MALFORMED_ALLOWED: Final = 10
 """So many WebSocket messages may be undecodable before the peer is taken for something else."""
-FOLLOWS_ALLOWED: Final = 512
-"""Most messages one session may follow at once."""
 IN_FLIGHT: Final = 64
 """Most frames of one session being handled at once; then reading pauses."""
 EXPIRY_GRACE_SECONDS: Final = 60.0
@@ -63,6 +65,14 @@ class SessionMeans:
     max_frame_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What one peer may take of a node."""
+
+    settings: ServerSettings
+    connections: ConnectionLimits
+
+
 class Closing(Exception):
     """The session is to be closed with this code."""
 
@@ -75,17 +85,20 @@ class Closing(Exception):
 class Session:
     """See the module."""
 
-    def __init__(self, socket: WebSocket, codec: Codec, means: SessionMeans) -> None:
+    def __init__(self, socket: WebSocket, codec: Codec, means: SessionMeans, limits: SessionLimits) -> None:
         self.id = secrets.token_hex(8)
         self.socket = socket
         self.codec = codec
         self.means = means
+        self.settings = limits.settings
+        self.connections = limits.connections
         self.messages = means.messages
         self.hub = means.messages.means.hub
         self.out = Outbound(codec, means.messages.reader, means.max_frame_bytes)
         self.who: Principal | None = None
         self.opened_at = time.monotonic()
         self._malformed = 0
+        self._pace = frame_pace(limits.settings)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._pending: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup
@@ -97,7 +110,7 @@ class Session:
         self.means.watch.session_opened()
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._close_after(HELLO_SECONDS, Closing(CloseCode.HELLO_TIMEOUT, "no hello in time"))
+                self._close_after(self.settings.hello_seconds, Closing(CloseCode.HELLO_TIMEOUT, "no hello in time"))
                 self._tasks.create_task(self._write(), name=f"session {self.id}: write")
                 self._tasks.create_task(self.out.read_pages(), name=f"session {self.id}: pages")
                 await self._read()
@@ -108,6 +121,8 @@ class Session:
                 self._deadline.cancel()
             for tag in list(self.out.follows):
                 self.unfollow(tag)
+            if self.who is not None:
+                self.connections.leave_user(user_of(self.who))
             self.means.watch.session_closed(time.monotonic() - self.opened_at)
 
     async def _end(self, ending: BaseExceptionGroup[Any]) -> None:
@@ -126,7 +141,6 @@ class Session:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
-            await self.out.control_room()
             data = message.get("text")
             await self._take(message["bytes"] if data is None else data)
 
@@ -137,14 +151,20 @@ class Session:
             self._malformed += 1
             if self._malformed > MALFORMED_ALLOWED:
                 raise Closing(CloseCode.MALFORMED, "what arrives is not this protocol") from None
+            await self.out.control_room()
             self.say(error_frame(None, None, ProtocolError("invalid_frame", str(error)).as_dict()))
             return
         for raw in frames:
+            await self.out.control_room()
             await self._frame(raw)
 
     async def _frame(self, raw: dict[str, Any]) -> None:
         kind = raw.get("type")
         try:
+            if wait := self._pace.take(time.monotonic()):
+                raise ProtocolError(
+                    "rate_limited", "too many frames on this connection", retry_after_ms=math.ceil(wait * 1000)
+                )
             frame = parse_client_frame(raw)
             self.means.watch.frame_received(str(kind))
             if self.who is None and not isinstance(frame, Hello):
@@ -240,7 +260,10 @@ class Session:
             raise ProtocolError("token_expired", "renew the token with `auth`, then ask again")
 
     def admit(self, who: Principal) -> int | None:
-        """Take on an identity; the seconds until it expires."""
+        """Take on an identity; the seconds until it expires. Raises `ProtocolError`."""
+        scopes.require(who.scopes, scopes.CHAT)
+        if self.who is None:
+            self.connections.enter_user(user_of(who))
         self.who = who
         if who.expires_at is None:
             if self._deadline is not None:
@@ -254,8 +277,9 @@ class Session:
         """Follow a message from `after`. Raises `ProtocolError`."""
         if found.ended and after == found.head:
             return
-        if len(self.out.follows) >= FOLLOWS_ALLOWED and found.tag not in self.out.follows:
-            raise ProtocolError("too_many_messages", f"one connection follows at most {FOLLOWS_ALLOWED} messages")
+        most = self.settings.max_open_messages
+        if len(self.out.follows) >= most and found.tag not in self.out.follows:
+            raise ProtocolError("too_many_messages", f"one connection follows at most {most} messages")
         try:
             channel = await self.hub.follow(found.tag, found.keys, self.out, found.head, found.ended)
         except (StoreError, TimeoutError):
@@ -266,6 +290,11 @@ class Session:
         """Stop following."""
         self.out.drop(tag)
         self.hub.unfollow(tag, self.out)
+
+
+def user_of(who: Principal) -> tuple[str, str, str]:
+    """By what a user is known, for counting."""
+    return who.tenant, who.kind, who.user
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

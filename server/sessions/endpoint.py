@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.websockets import WebSocket
 
 from protocol.codec import CODECS, JSON, Codec
-from protocol.errors import CloseCode
+from protocol.errors import CloseCode, ProtocolError
+from server.access.limits import ConnectionLimits, client_address
 from server.access.origins import OriginPolicy
+from server.config import ServerSettings, Settings
 from server.sessions import handlers  # noqa: F401 - fills the table of handlers
-from server.sessions.actor import Session, SessionMeans
+from server.sessions.actor import Session, SessionLimits, SessionMeans
 
 
 class Host(Protocol):
     """The node, as the endpoint needs it."""
 
+    settings: Settings
     origins: OriginPolicy
     session_means: SessionMeans
     sessions: set[Session]
@@ -25,6 +29,9 @@ class Host(Protocol):
 
 def endpoint(host: Host) -> Callable[[WebSocket], Awaitable[None]]:
     """The ASGI endpoint that serves `host`'s sessions."""
+    settings = host.settings.server
+    connections = ConnectionLimits(settings)
+    limits = SessionLimits(settings, connections)
 
     async def serve(socket: WebSocket) -> None:
         codec = _codec(socket)
@@ -39,14 +46,28 @@ def endpoint(host: Host) -> Callable[[WebSocket], Awaitable[None]]:
         if host.draining:
             await socket.close(CloseCode.SERVICE_RESTART, "draining")
             return
-        session = Session(socket, codec, host.session_means)
+        address = _address(socket, settings)
+        try:
+            connections.handshake(address, time.monotonic())
+            connections.enter_address(address)
+        except ProtocolError as error:
+            await socket.close(CloseCode.TOO_MANY_CONNECTIONS, error.message)
+            return
+        session = Session(socket, codec, host.session_means, limits)
         host.sessions.add(session)
         try:
             await session.run()
         finally:
             host.sessions.discard(session)
+            connections.leave_address(address)
 
     return serve
+
+
+def _address(socket: WebSocket, settings: ServerSettings) -> str:
+    """The client's address; of a Unix socket's peer, which has none, loopback."""
+    peer = socket.client.host if socket.client is not None else "127.0.0.1"
+    return client_address(peer, socket.headers.get("x-forwarded-for"), settings.trusted_proxies)
 
 
 def _codec(socket: WebSocket) -> Codec | None:

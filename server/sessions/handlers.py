@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from protocol.errors import CloseCode, ProtocolError
 from protocol.frames import (
-    HEARTBEAT_SECONDS,
     Auth,
     Cancel,
     Detach,
@@ -33,12 +32,12 @@ async def hello(session: Session, frame: Hello) -> None:
         raise ProtocolError("invalid_frame", "`hello` was said already; use `auth` to renew credentials")
     try:
         who = await session.means.authenticator.authenticate(frame.token)
+        expires = session.admit(who)
     except ProtocolError as error:
         session.refuse({"type": "hello"}, error)
-        code = CloseCode.FORBIDDEN_ORIGIN if error.code == "forbidden" else CloseCode.UNAUTHENTICATED
+        code = CloseCode.TOO_MANY_CONNECTIONS if error.code == "rate_limited" else CloseCode.UNAUTHENTICATED
         session.close_soon(Closing(code, error.code))
         return
-    expires = session.admit(who)
     active, found = await asyncio.gather(
         session.messages.active(who), asyncio.gather(*(_find(session, point) for point in frame.resume))
     )
@@ -48,7 +47,7 @@ async def hello(session: Session, frame: Hello) -> None:
         "session": session.id,
         "user": who.user,
         "tier": who.tier,
-        "heartbeat_seconds": HEARTBEAT_SECONDS,
+        "heartbeat_seconds": max(1, round(session.settings.heartbeat_seconds)),
         "max_frame_bytes": session.means.max_frame_bytes,
         "resumed": [_head(message) for message in known],
         "active": [_head(message) for message in active],

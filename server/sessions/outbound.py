@@ -28,6 +28,8 @@ log = structlog.get_logger("session")
 
 CONTROL_FRAMES: Final = 256
 """Most answers waiting for a socket; then reading from that socket pauses."""
+CONTROL_BYTES: Final = 262_144
+"""The same in bytes: a `pong` that tells the heads of many messages is long."""
 MESSAGE_BYTES: Final = 65_536
 """About how much several frames in one WebSocket message may have together."""
 DELTA_BYTES: Final = 131_072
@@ -81,6 +83,7 @@ class Outbound:
         self.finished: list[Follow] = []
         """Follows whose end has been taken; the session unfollows them."""
         self._control: deque[bytes] = deque()
+        self._control_bytes = 0
         self._control_room = asyncio.Event()
         self._control_room.set()
         self._ready: deque[Follow] = deque()
@@ -93,8 +96,10 @@ class Outbound:
 
     def put(self, frame: Frame) -> None:
         """Say something that is not part of a message's log."""
-        self._control.append(self.codec.encode(frame))
-        if len(self._control) >= CONTROL_FRAMES:
+        data = self.codec.encode(frame)
+        self._control.append(data)
+        self._control_bytes += len(data)
+        if len(self._control) >= CONTROL_FRAMES or self._control_bytes >= CONTROL_BYTES:
             self._control_room.clear()
         self.something.set()
 
@@ -151,7 +156,8 @@ class Outbound:
         """The next WebSocket message; None if there is nothing to say now."""
         if self._control:
             data = self._control.popleft()
-            if len(self._control) < CONTROL_FRAMES // 2:
+            self._control_bytes -= len(data)
+            if len(self._control) < CONTROL_FRAMES // 2 and self._control_bytes < CONTROL_BYTES // 2:
                 self._control_room.set()
             return data
         frames: list[bytes] = []

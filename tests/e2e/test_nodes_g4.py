@@ -66,7 +66,7 @@ async def test_g4_a_stopped_node_that_wakes_writes_nothing_and_disturbs_nobody(v
         assert len(view.attempts) == 2
         view.check_hash()
         key = next(key for key in await r.redis("KEYS", "tw:{*}:j"))
-        entries = [(int(seq.split(b"-")[0]), fields[1]) for seq, fields in await r.redis("XRANGE", key, "-", "+")]
+        entries = [(int(seq.split(b"-")[0]), fields[b"f"]) for seq, fields in await r.redis("XRANGE", key, "-", "+")]
         fences = [fence for seq, fence in entries if seq >= restarted_at]
         assert set(fences) == {fences[0]}, "the woken node wrote"
         assert all(fence != fences[0] for seq, fence in entries if seq < restarted_at)

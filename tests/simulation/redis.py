@@ -700,6 +700,10 @@ def _count(args: Sequence[bytes]) -> int | None:
 # --- scripts ------------------------------------------------------------------------------------------------------------
 
 
+def _sha(source: bytes) -> bytes:
+    return hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
+
+
 class _Lua:
     """The one Lua runtime of the process: scripts are pure functions of their keys and arguments."""
 
@@ -818,10 +822,6 @@ return function(call, sha1hex)
 end
 """
 _LUA: Final = _Lua()
-
-
-def _sha(source: bytes) -> bytes:
-    return hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
 
 
 @command("SCRIPT", 2, NO_MOST)

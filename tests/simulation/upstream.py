@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ class Upstream:
         self.speeches: dict[str, Speech] = {}
         self.log: list[Called] = []
         self.by_message: dict[str, list[Called]] = {}
+        self.on_call: Callable[[Called], None] = lambda called: None
 
     def text(self, message_id: str, number: int, pieces: int) -> list[str]:
         """What call `number` for this message says: no two calls say the same."""
@@ -67,6 +68,7 @@ class Upstream:
             called.prefilled = str(call.messages[-1]["content"])
         mine.append(called)
         self.log.append(called)
+        self.on_call(called)
         return called, speech, pieces
 
 

@@ -123,6 +123,8 @@ export interface AcceptedFrame {
 export interface AttemptFrame {
   type: "attempt";
   id: string;
+  /** `seq` of the event before it; older servers leave it out. */
+  after?: number | null;
   seq: number;
   attempt: number;
   target: string;
@@ -156,6 +158,8 @@ export interface SnapshotFrame {
 export interface DoneFrame {
   type: "done";
   id: string;
+  /** `seq` of the event before it; older servers leave it out. */
+  after?: number | null;
   seq: number;
   text_bytes: number;
   text_sha256: string;
@@ -171,6 +175,8 @@ export interface DoneFrame {
 export interface FailedFrame {
   type: "failed";
   id: string;
+  /** `seq` of the event before it; older servers leave it out. */
+  after?: number | null;
   seq: number;
   error: ErrorBody;
   usage: Usage;
@@ -180,6 +186,8 @@ export interface FailedFrame {
 export interface CancelledFrame {
   type: "cancelled";
   id: string;
+  /** `seq` of the event before it; older servers leave it out. */
+  after?: number | null;
   seq: number;
   text_bytes: number;
   text_sha256: string;

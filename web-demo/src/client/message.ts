@@ -121,12 +121,13 @@ export class Message {
   transmitted = false;
   /** `hello` asked the server about it, and the answer is not in yet. */
   probed = false;
-  /** The cursor of the last resume; -1 = none. */
-  resumedAt = -1;
+  /** The last jump of the journal that the server was asked about. */
+  askedAbout: { cursor: number; seq: number } | undefined;
   gapAt = -1;
   gaps = 0;
   mismatches = 0;
   pongMark: { cursor: number; answered: boolean } | undefined;
+  unansweredPongs = 0;
   /** `seq` of the failure that a retry reopened; -1 = none. */
   reopenedAt = -1;
   parts: SnapshotFrame[] | undefined;

@@ -36,6 +36,8 @@ export const CLIENT_NAME = "tidewire-web";
 export const CLIENT_VERSION = "1";
 /** A takeover continues the journal at least so many numbers ahead; a smaller hole is never a jump. */
 const TAKEOVER_JUMP = 2 ** 20;
+/** After so many heartbeats a request without any answer is sent again, under its id. */
+const UNANSWERED_PONGS = 3;
 /** So many ids of forgotten messages are remembered, so that a late frame does not bring one back. */
 const MAX_FORGOTTEN = 1024;
 
@@ -105,7 +107,6 @@ export class Session {
       }
       if (points.length >= MAX_RESUMES_PER_HELLO) continue;
       message.probed = true;
-      message.resumedAt = message.cursor;
       points.push({ id: message.id, after: message.cursor });
     }
     return {
@@ -284,7 +285,10 @@ export class Session {
   disconnected(): void {
     this.open = false;
     this.queue = [];
-    for (const message of this.messages.values()) message.parts = message.pongMark = undefined;
+    for (const message of this.messages.values()) {
+      message.parts = message.pongMark = undefined;
+      message.unansweredPongs = 0;
+    }
   }
 
   // --- output --------------------------------------------------------------------------------------------------------
@@ -304,7 +308,7 @@ export class Session {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.cursor) return [];
     if (frame.mode !== "continue") message.dropOutput();
-    else if (this.isHole(message, frame.seq)) return this.resync(message, "gap");
+    else if (this.isHole(message, frame)) return this.resync(message, "gap");
     message.move("data");
     message.cursor = frame.seq;
     message.attempt = frame.attempt;
@@ -333,11 +337,14 @@ export class Session {
 
   // --- gaps ----------------------------------------------------------------------------------------------------------
 
-  /** Whether events are missing before `seq`. A takeover's jump looks alike: it is believed after asking. */
-  private isHole(message: Message, seq: number, verified = false): boolean {
-    const missing = seq - message.cursor - 1;
+  /** Whether events are missing before `frame`; without its `after`, a jump is believed once it was asked about. */
+  private isHole(message: Message, frame: AttemptFrame | EndFrame, verified = false): boolean {
+    if (frame.after != null) return frame.after > message.cursor;
+    const missing = frame.seq - message.cursor - 1;
     if (missing <= 0) return false;
-    const asked = message.resumedAt === message.cursor && message.state === "following";
+    const before = message.askedAbout;
+    message.askedAbout = { cursor: message.cursor, seq: frame.seq };
+    const asked = before?.cursor === message.cursor && before.seq === frame.seq && message.state === "following";
     return !(asked && (verified || missing >= TAKEOVER_JUMP));
   }
 
@@ -380,7 +387,7 @@ export class Session {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.reopenedAt) return [];
     const verified = message.matches(frame.text_bytes, frame.text_sha256);
-    if (this.isHole(message, frame.seq, verified)) return this.resync(message, "gap");
+    if (this.isHole(message, frame, verified)) return this.resync(message, "gap");
     if (verified) return this.end(message, frame.type === "done" ? "done" : "cancel", frame);
     return message.state === "resyncing" ? [] : this.startOver(message);
   }
@@ -388,7 +395,7 @@ export class Session {
   private onFailed(frame: FailedFrame): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.reopenedAt) return [];
-    if (this.isHole(message, frame.seq)) return this.resync(message, "gap");
+    if (this.isHole(message, frame)) return this.resync(message, "gap");
     message.error = frame.error;
     message.partial = frame.partial ?? false;
     return this.end(message, "fail", frame);
@@ -514,7 +521,7 @@ export class Session {
    * normal once; being behind at the same place twice is not.
    */
   private compareHead(message: Message, head: number | undefined): SessionEvent[] {
-    if (message.state === "sending" && head === undefined) return [];
+    if (message.state === "sending" && head === undefined) return this.countUnanswered(message);
     const answered = message.state === "following";
     if (answered) {
       if (head === undefined) return this.resumeNow(message, "missing");
@@ -527,6 +534,16 @@ export class Session {
     message.pongMark = { cursor: message.cursor, answered };
     if (before?.cursor !== message.cursor || before.answered !== answered) return [];
     return this.resumeNow(message, answered ? "behind" : "unanswered");
+  }
+
+  /** A request without an answer over several pongs is asked again; if it is only slow, that attaches to it. */
+  private countUnanswered(message: Message): SessionEvent[] {
+    message.unansweredPongs++;
+    if (!message.transmitted || message.unansweredPongs < UNANSWERED_PONGS) return [];
+    message.unansweredPongs = 0;
+    message.resyncs++;
+    this.queueSend(message);
+    return [{ type: "resyncing", message, reason: "unanswered" }];
   }
 
   private resumeNow(message: Message, reason: ResyncReason): SessionEvent[] {
@@ -566,7 +583,6 @@ export class Session {
   }
 
   private queueResume(message: Message): void {
-    message.resumedAt = message.cursor;
     message.pongMark = undefined;
     this.put({ type: "resume", id: message.id, after: message.cursor });
   }

@@ -1,0 +1,192 @@
+"""G1 and G4 when the reply of a script is lost: what happened in Redis must neither be undone twice nor forgotten.
+
+Each test takes the node through one interleaving, step by step, in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from protocol.errors import ProtocolError
+from protocol.frames import Send
+from server.access.identity import Principal
+from server.messages.hub import NOTE_OWNER
+from server.messages.scripts import START_ATTEMPT, TAKEOVER
+from server.node import Node
+from server.store.keys import MessageKeys, message_tag, open_set
+from tests.chaos.audit import UpstreamLog, Verdict, audit, stored_messages
+from tests.chaos.rig import ENDED, MODEL, ask
+from tests.nodes import running_node, settings_for
+from tests.servers import RedisServer
+from tests.upstreams.script import expected_text
+from tests.upstreams.scripted import process as scripted
+from tests.wire import wire
+
+WHO = Principal("demo", "anonymous", "demo", "free", frozenset(), None)
+DEAD = "deadbeefdeadbeef"
+
+
+@dataclass
+class Bench:
+    """One node in this process and what it works with."""
+
+    node: Node
+    url: str
+    redis: RedisServer
+    log: UpstreamLog
+
+    def __post_init__(self) -> None:
+        self.send = Send.model_validate({"type": "send", "id": "m", "messages": self.messages})
+        self.tag = message_tag(WHO.tenant, WHO.kind, WHO.user, "m")
+        self.keys = MessageKeys.of(self.tag)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return ask("tokens=60 rate=60", "m")
+
+    async def claim(self, owner: str, attempts: int = 0) -> bytes:
+        """A claim in Redis as `owner` would have made it; its generation."""
+        service = self.node.messages
+        mine, service.node = service.node, owner
+        reply = await service._claim(WHO, self.send, self.tag, self.keys, b"gen")
+        service.node = mine
+        assert reply[0] == b"new"
+        if attempts:
+            description = msgpack.packb({"target": "scripted", "model": MODEL, "started_at": 0.0})
+            await self.node.store.run(START_ATTEMPT, [self.keys.record], [reply[1], attempts, description])
+        return b"gen"
+
+    async def takeover_whose_reply_is_lost(self) -> None:
+        args = [DEAD, self.node.id, 2**20, NOTE_OWNER]
+        await self.node.store.run(TAKEOVER, [self.keys.record, self.keys.journal, self.keys.channel], args)
+
+    async def ends_well(self, calls: int, records: int) -> None:
+        """The message goes to its end by itself; so many calls and records."""
+        async with wire(self.url) as socket:
+            await socket.send({"type": "resume", "id": "m", "after": 0})
+            view = await socket.ended("m")
+        assert view.text == expected_text(self.messages, MODEL)
+        async with asyncio.timeout(10):
+            while (stored := (await stored_messages([self.redis.url]))["m"]).state not in ENDED:
+                await asyncio.sleep(0.05)
+        assert (len(self.log.calls(self.messages)), len(stored.records)) == (calls, records)
+        assert audit(self.messages, stored, self.log, MODEL) == Verdict()
+
+
+@pytest.fixture
+async def bench(valkey_server: RedisServer, tmp_path: Path) -> AsyncIterator[Bench]:
+    log = UpstreamLog(tmp_path / "upstream.jsonl")
+    async with (
+        scripted(log.path) as upstream,
+        running_node(settings_for(valkey_server.url, upstream)) as running,
+    ):
+        yield Bench(running.node, running.url, valkey_server, log)
+
+
+async def test_undoing_a_claim_that_was_adopted_meanwhile_leaves_the_message_alone(bench: Bench) -> None:
+    """The claim's reply came too late; a repeat on the same node adopted it; only then comes the undo."""
+    generation = await bench.claim(bench.node.id)
+    found = await bench.node.messages.ask(WHO, bench.send)
+    assert found.state == "streaming"
+    await bench.node.messages._undo(bench.tag, bench.keys, generation)
+    await bench.ends_well(calls=1, records=1)
+
+
+async def test_a_takeover_whose_reply_was_lost_is_repeated(bench: Bench) -> None:
+    """The node owns the message and does not know it; the next look at the dead node's list must tell."""
+    await bench.claim(DEAD, attempts=1)
+    await bench.takeover_whose_reply_is_lost()
+    assert await bench.node.keeper.adopt(bench.tag, DEAD)
+    assert bench.node.keeper.has(bench.tag)
+    await bench.ends_well(calls=1, records=2)
+
+
+async def test_a_stray_that_may_have_been_paid_for_is_adopted_not_released(bench: Bench) -> None:
+    """Owned and not run, without a word in the journal, but an attempt of the dead owner was allocated."""
+    await bench.claim(DEAD, attempts=1)
+    await bench.takeover_whose_reply_is_lost()
+    key = open_set(bench.node.id)
+    await bench.node.store.call(key, "SADD", key, bench.tag)
+    await bench.node.keeper.reconcile()
+    await bench.ends_well(calls=1, records=2)
+
+
+async def test_an_adopted_message_waits_for_redis_instead_of_being_refused(bench: Bench) -> None:
+    """Redis freezes between the takeover and its first attempt: that refuses nobody and forgets nothing."""
+    await bench.claim(DEAD, attempts=1)
+    keeper = bench.node.keeper
+    begin = keeper.begin
+
+    def freeze_first(claim):  # type: ignore[no-untyped-def]
+        bench.redis.freeze()
+        asyncio.get_running_loop().call_later(1.0, bench.redis.thaw)
+        return begin(claim)
+
+    keeper.begin = freeze_first  # type: ignore[method-assign]
+    await keeper.adopt(bench.tag, DEAD)
+    running = keeper.running[bench.tag]
+    keeper.begin = begin  # type: ignore[method-assign]
+    await asyncio.wait({running.admitted})
+    assert running.refusal is None
+    await bench.ends_well(calls=1, records=2)
+
+
+async def test_a_message_adopted_back_is_run_by_its_new_owner_self(bench: Bench) -> None:
+    """The node slept, lost its message to another one, and takes it back from that one's death before noticing."""
+    await bench.node.messages.ask(WHO, bench.send)
+    old = bench.node.keeper.running[bench.tag]
+    args = [bench.node.id, DEAD, 2**20, NOTE_OWNER]
+    await bench.node.store.run(TAKEOVER, [bench.keys.record, bench.keys.journal, bench.keys.channel], args)
+    await bench.node.keeper.adopt(bench.tag, DEAD)
+    assert bench.node.keeper.running[bench.tag] is not old
+    await bench.ends_well(calls=2, records=2)
+
+
+async def test_two_who_adopt_at_once_do_it_once(bench: Bench) -> None:
+    """Two repeats on the node that owns a given-up claim."""
+    await bench.claim(bench.node.id)
+    await asyncio.gather(*(bench.node.messages.ask(WHO, bench.send) for _ in range(5)))
+    await bench.ends_well(calls=1, records=1)
+
+
+async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(bench: Bench) -> None:
+    """`retry_of` was granted, then Redis froze before the attempt: released it can't be, so it goes on."""
+    service, keeper = bench.node.messages, bench.node.keeper
+    failing = Send.model_validate({"type": "send", "id": "m", "messages": self_healing()})
+    found = await service.ask(WHO, failing)
+    async with asyncio.timeout(10):
+        while keeper.has(found.tag):
+            await asyncio.sleep(0.02)
+    record = await bench.node.reader.record(found.keys)
+    assert record is not None
+    assert record.state == "failed"
+    begin = keeper.begin
+
+    def freeze_first(claim):  # type: ignore[no-untyped-def]
+        bench.redis.freeze()
+        asyncio.get_running_loop().call_later(1.0, bench.redis.thaw)
+        return begin(claim)
+
+    keeper.begin = freeze_first  # type: ignore[method-assign]
+    again = failing.model_copy(update={"retry_of": record.head})
+    with pytest.raises(ProtocolError, match="store"):
+        await service.ask(WHO, again)
+    keeper.begin = begin  # type: ignore[method-assign]
+    async with wire(bench.url) as socket:
+        await socket.send({"type": "resume", "id": "m", "after": record.head})
+        view = await socket.ended("m")
+    assert view.end is not None
+    assert view.end["type"] == "done"
+
+
+def self_healing() -> list[dict[str, str]]:
+    """A request that fails for now, the first time."""
+    return ask("tokens=10 status=503 times=1", "m")
+
+
