@@ -12,12 +12,13 @@ import json
 import secrets
 import socket as sockets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgpack
+import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -185,12 +186,11 @@ class Wire:
 
     async def closed(self) -> int:
         """Read until the server closes; the close code."""
-        try:
-            while True:
-                await self.recv()
-        except ConnectionClosed as closed:
-            assert closed.rcvd is not None, "the connection broke off without a close frame"
-            return closed.rcvd.code
+        with pytest.raises(ConnectionClosed) as ending:
+            await self.until(lambda _: False)
+        frame = ending.value.rcvd
+        assert frame is not None, "the connection broke off without a close frame"
+        return frame.code
 
     async def quiet(self) -> list[Frame]:
         """Every frame that comes within three more round trips to Redis: what was sent before has been served then."""
@@ -234,6 +234,15 @@ async def wire(
 
 async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait for a condition that nothing announces; fails after `seconds`."""
+
+    async def ask() -> bool:
+        return condition()
+
+    await eventually_true(ask, seconds)
+
+
+async def eventually_true(ask: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
+    """The same for one that has to be asked for."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not await ask():  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.005)

@@ -165,7 +165,8 @@ class Outbox:
     async def room(self) -> None:
         """Wait until more may be added. Raises `JournalLost`."""
         while self.full:
-            await self._progress()
+            self._check()
+            await self.lane.flushed()
         self._check()
 
     async def flushed(self) -> None:
@@ -285,6 +286,11 @@ class Lane:
         """Characters of all outboxes that wait."""
         self.flushes = 0
         self.entries = 0
+        self._flushed = asyncio.Event()
+
+    async def flushed(self) -> None:
+        """Wait for the end of the next flush, whosesoever entries it carries."""
+        await self._flushed.wait()
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -299,6 +305,8 @@ class Lane:
                     flights.append(outbox)
             while flights:
                 flights = self._still_here(await self._send(flights))
+                self._flushed.set()
+                self._flushed = asyncio.Event()
 
     def _still_here(self, flights: list[Outbox]) -> list[Outbox]:
         """Those whose slot has moved to another primary go on in that primary's lane, with the same bytes."""

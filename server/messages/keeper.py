@@ -55,15 +55,18 @@ class Keeper:
         self.times = times
         self.running: dict[str, Running] = {}
         self.finishing: set[str] = set()
+        self.adopting: set[str] = set()
+        """Messages being taken over just now: a second takeover would displace the first, for ever."""
         self.owner = TaskOwner("messages")
         self._chance = chance
         self._open = open_set(node)
+        self._first_fence = b"1:%s" % node.encode()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def has(self, tag: str) -> bool:
-        """Whether this process runs the message, or is finishing it."""
-        return tag in self.running or tag in self.finishing
+        """Whether this process runs the message, is finishing it, or is about to run it."""
+        return tag in self.running or tag in self.finishing or tag in self.adopting
 
     def begin(self, claim: Claim) -> Running:
         """Drive a message that this node has just come to own."""
@@ -111,16 +114,25 @@ class Keeper:
             return
         error = running.refusal
         if error is not None:
-            await self.stubbornly(lambda: self.release(claim.keys, claim.generation, claim.fence, error))
-            await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
+            await self.stubbornly(lambda: self._release_or_go_on(claim, error))
         else:
             await self.stubbornly(lambda: self._unlist(claim.tag))
 
-    async def release(self, keys: MessageKeys, generation: bytes, fence: bytes, error: ProtocolError) -> None:
-        """Free the id of a claim that came to nothing; those who attached hear why."""
+    async def _release_or_go_on(self, claim: Claim, error: ProtocolError) -> None:
+        """Free the id; what can't be freed, because more than a claim stands under it, is not left without an owner."""
+        released = await self.release(claim.keys, claim.generation, claim.fence, error)
+        if not released and claim.tag not in self.running:
+            await self.adopt(claim.tag, self.node)
+        await self._unlist(claim.tag, claim.id, claim.user_tag)
+
+    async def release(self, keys: MessageKeys, generation: bytes, fence: bytes, error: ProtocolError) -> bool:
+        """Free the id of a claim that came to nothing; those who attached hear why. False if it is not that claim.
+
+        Without a `fence`, only the claim as this node first made it: once adopted it is another's to end.
+        """
         note = NOTE_REFUSED + msgpack.packb(error.as_dict())
-        args = [generation, note, fence, self.node]
-        await self.means.store.run(RELEASE, [keys.record, keys.channel], args, STEP_SECONDS)
+        args = [generation, note, fence or self._first_fence]
+        return bool(await self.means.store.run(RELEASE, [keys.record, keys.channel], args, STEP_SECONDS))
 
     async def _unlist(self, tag: str, message_id: str | None = None, user: str | None = None) -> None:
         """Take a message off this node's list, and off its user's if those are given."""
@@ -144,10 +156,19 @@ class Keeper:
     # --- adopting -------------------------------------------------------------------------------------------------
 
     async def adopt(self, tag: str, dead: str) -> bool:
-        """Take over the message with this tag from `dead` (a node, or this one after it lost writes).
+        """Take over the message with this tag from `dead` (a node, or this one after it lost writes or a reply).
 
         True if nothing is left to do for `dead` with it. Raises `StoreError` or `TimeoutError`.
         """
+        if tag in self.adopting:
+            return False
+        self.adopting.add(tag)
+        try:
+            return await self._adopt(tag, dead)
+        finally:
+            self.adopting.discard(tag)
+
+    async def _adopt(self, tag: str, dead: str) -> bool:
         keys, store = MessageKeys.of(tag), self.means.store
         if dead != self.node:
             await store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
@@ -157,18 +178,26 @@ class Keeper:
         )
         verdict = reply[0] if reply else b""
         if verdict == b"taken":
-            claim = await self._adopted(tag, keys, _fields(reply[1:]))
-            if tag not in self.running:
-                self.begin(claim)
-            return True
-        if verdict == b"ended":
+            self._take_up(await self._adopted(tag, keys, _fields(reply[1:])))
+        elif verdict == b"ended":
             fields = _fields(reply[1:])
             await self.finish(keys, fields["gen"], int(fields["run"]))
             await self._unlist(tag, fields["id"].decode(), _user_of(fields))
-            return True
-        if dead != self.node:
+        elif dead != self.node and tag not in self.running and tag not in self.finishing:
+            owner = await store.call(keys.record, "HGET", keys.record, "owner", seconds=STEP_SECONDS)
+            if owner == self.node.encode():  # taken by a call whose reply was lost
+                return await self._adopt(tag, self.node)
             await self._unlist(tag)
         return True
+
+    def _take_up(self, claim: Claim) -> None:
+        """Run what was adopted."""
+        old = self.running.get(claim.tag)
+        running = self.begin(claim)
+        if old is not None:  # it lost the message while this node slept, and has not noticed yet: its fence is old
+            old.cancel()
+        if claim.attempts and not running.admitted.done():
+            running.admitted.set_result(None)  # something was spent: it can't be refused any more, only go on
 
     async def _adopted(self, tag: str, keys: MessageKeys, fields: Mapping[str, bytes]) -> Claim:
         """What the dead owner left, as a claim."""
@@ -215,20 +244,22 @@ class Keeper:
 
     async def _settle_stray(self, tag: str) -> None:
         keys = MessageKeys.of(tag)
-        owner, state, generation, head = await self.means.store.call(
-            keys.record, "HMGET", keys.record, "owner", "state", "gen", "head", seconds=STEP_SECONDS
+        owner, fence, generation, head = await self.means.store.call(
+            keys.record, "HMGET", keys.record, "owner", "fence", "gen", "head", seconds=STEP_SECONDS
         )
         if self.has(tag):
             return
         if owner is None or owner.decode() != self.node:
             await self._unlist(tag)
-        elif head == b"0" and state in (b"admitting", b"streaming"):
+        elif head == b"0" and fence == self._first_fence and await self._released(keys, generation):
             log.info("stray_claim_released", tag=tag)
-            error = ProtocolError("store_unavailable", "the claim was given up", retry_after_ms=1000)
-            await self.release(keys, generation, b"", error)
             await self._unlist(tag)
         else:
             await self.adopt(tag, self.node)
+
+    async def _released(self, keys: MessageKeys, generation: bytes) -> bool:
+        error = ProtocolError("store_unavailable", "the claim was given up", retry_after_ms=1000)
+        return await self.release(keys, generation, b"", error)
 
     # --- the end of the node --------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ log = structlog.get_logger("session")
 
 MALFORMED_ALLOWED: Final = 10
 """So many WebSocket messages may be undecodable before the peer is taken for something else."""
+SENDS_IN_A_ROW: Final = 8
 IN_FLIGHT: Final = 64
 """Most frames of one session being handled at once; then reading pauses."""
 EXPIRY_GRACE_SECONDS: Final = 60.0
@@ -203,6 +204,7 @@ class Session:
     async def _write(self) -> None:
         out, send = self.out, self.socket.send
         field = "bytes" if self.codec.binary else "text"
+        sent = 0
         while True:
             data = out.take()
             self._unfollow_finished()
@@ -213,6 +215,9 @@ class Session:
                 await out.something.wait()
                 continue
             await send({"type": "websocket.send", field: data if field == "bytes" else data.decode()})
+            sent += 1
+            if sent % SENDS_IN_A_ROW == 0:
+                await asyncio.sleep(0)  # a writable socket never waits: let the others have a turn
             self.means.watch.frames_sent(len(data))
 
     def _unfollow_finished(self) -> None:

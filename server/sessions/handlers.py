@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from protocol.errors import CloseCode, ProtocolError
 from protocol.frames import (
@@ -25,6 +25,10 @@ from server.sessions.actor import Closing, Session, handles
 from server.sessions.outbound import error_frame
 
 
+_REFUSED: Final = {"forbidden": CloseCode.FORBIDDEN_ORIGIN, "rate_limited": CloseCode.TOO_MANY_CONNECTIONS}
+"""How a refused `hello` closes the socket, where it is not for want of credentials."""
+
+
 @handles(Hello)
 async def hello(session: Session, frame: Hello) -> None:
     """Credentials and every resume in one round trip."""
@@ -35,8 +39,7 @@ async def hello(session: Session, frame: Hello) -> None:
         expires = session.admit(who)
     except ProtocolError as error:
         session.refuse({"type": "hello"}, error)
-        code = CloseCode.TOO_MANY_CONNECTIONS if error.code == "rate_limited" else CloseCode.UNAUTHENTICATED
-        session.close_soon(Closing(code, error.code))
+        session.close_soon(Closing(_REFUSED.get(error.code, CloseCode.UNAUTHENTICATED), error.code))
         return
     active, found = await asyncio.gather(
         session.messages.active(who), asyncio.gather(*(_find(session, point) for point in frame.resume))
@@ -133,8 +136,7 @@ async def cancel(session: Session, frame: Cancel) -> None:
 async def auth(session: Session, frame: Auth) -> None:
     """Renew credentials; the identity must stay the same."""
     who = await session.means.authenticator.authenticate(frame.token)
-    old = session.principal
-    if (who.tenant, who.kind, who.user) != (old.tenant, old.kind, old.user):
+    if not who.same_user(session.principal):
         raise ProtocolError("forbidden", "`auth` may not change who you are; open a new connection")
     session.admit(who)
 

@@ -26,7 +26,7 @@ from tests.nodes import running_node, settings_for
 from tests.servers import RedisServer
 from tests.upstreams.script import expected_text
 from tests.upstreams.scripted import process as scripted
-from tests.wire import wire
+from tests.wire import eventually, wire
 
 WHO = Principal("demo", "anonymous", "demo", "free", frozenset(), None)
 DEAD = "deadbeefdeadbeef"
@@ -66,8 +66,13 @@ class Bench:
         args = [DEAD, self.node.id, 2**20, NOTE_OWNER]
         await self.node.store.run(TAKEOVER, [self.keys.record, self.keys.journal, self.keys.channel], args)
 
+    async def thawed(self) -> None:
+        """Wait until the node trusts its Redis."""
+        await eventually(lambda: self.node.store.available)
+
     async def ends_well(self, calls: int, records: int) -> None:
         """The message goes to its end by itself; so many calls and records."""
+        await self.thawed()
         async with wire(self.url) as socket:
             await socket.send({"type": "resume", "id": "m", "after": 0})
             view = await socket.ended("m")
@@ -178,6 +183,7 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
     with pytest.raises(ProtocolError, match="store"):
         await service.ask(WHO, again)
     keeper.begin = begin  # type: ignore[method-assign]
+    await bench.thawed()
     async with wire(bench.url) as socket:
         await socket.send({"type": "resume", "id": "m", "after": record.head})
         view = await socket.ended("m")

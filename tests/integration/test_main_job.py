@@ -19,7 +19,7 @@ from server.store.keys import MessageKeys, message_tag
 from tests.nodes import RunningNode, running_node, settings_for
 from tests.upstreams.script import expected_reasoning, expected_text, expected_tool_calls
 from tests.upstreams.scripted import ScriptedUpstream, serving
-from tests.wire import CODECS, JSON, MSGPACK, View, Wire, eventually, wire
+from tests.wire import CODECS, JSON, MSGPACK, View, Wire, eventually, eventually_true, wire
 
 KEY_A, KEY_B = "tw_key-of-anna", "tw_key-of-ben"
 SECRET = "a secret of at least thirty-two bytes, for tests"
@@ -124,9 +124,7 @@ async def test_sent_again_during_the_stream_it_attaches(here: Place) -> None:
 
 async def test_sent_at_once_from_many_sockets_it_is_generated_once(here: Place) -> None:
     async with AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(wire(here.node.url, CODECS[number % 2])) for number in range(8)
-        ]
+        clients = [await stack.enter_async_context(wire(here.node.url, CODECS[number % 2])) for number in range(8)]
         content = [{"role": "user", "content": "script tokens=100 rate=2000 unicode=1"}]
         await asyncio.gather(*(client.ask("m1", content) for client in clients))
         views = await asyncio.gather(*(client.ended("m1") for client in clients))
@@ -365,7 +363,7 @@ async def test_cancel_from_another_node(valkey_url: str) -> None:
             assert time.monotonic() - started < 3
 
 
-# --- ids, users, mismatch ----------------------------------------------------------------------------------------------
+# --- ids, users, mismatch --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -671,9 +669,11 @@ async def test_after_retention_a_snapshot_and_the_end_are_left(
             first = await client.ended("m1")
             keys = here.keys("m1")
             await eventually(lambda: not here.node.node.hub.channels)
-            async with asyncio.timeout(5):
-                while await store.exists(keys.journal):
-                    await asyncio.sleep(0.02)
+
+            async def expired() -> bool:
+                return not await store.exists(keys.journal)
+
+            await eventually_true(expired)
             for after in (0, first.cursor // 2, first.cursor - 1, 2**40):
                 client.views.clear()
                 view = client.view("m1")
@@ -725,7 +725,7 @@ async def test_a_hole_in_the_journal_becomes_a_snapshot(here: Place) -> None:
             assert view.snapshots == (0 if after == 0 else 1)
 
 
-# --- what the upstream is asked ----------------------------------------------------------------------------------------
+# --- what the upstream is asked --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -774,7 +774,7 @@ async def test_images_and_tools_reach_the_upstream_unchanged(valkey_url: str, co
     assert "metadata" not in body
 
 
-# --- HTTP beside it ----------------------------------------------------------------------------------------------------
+# --- HTTP beside it --------------------------------------------------------------------------------------------------
 
 
 async def test_health_readiness_models_and_metrics(here: Place) -> None:
@@ -817,7 +817,7 @@ async def test_draining_is_told_to_clients_and_to_readiness(here: Place) -> None
         assert await client.closed() == 1012
 
 
-# --- liveness ----------------------------------------------------------------------------------------------------------
+# --- liveness --------------------------------------------------------------------------------------------------------
 
 
 async def test_pong_tells_the_heads_of_what_is_followed(here: Place) -> None:

@@ -165,7 +165,7 @@ class SimClient(Peer):
             self.apply(self.session.receive(frame))
             if frame["type"] == "error":
                 self._error(frame)
-            elif "seq" in frame and "id" in frame:
+            elif "seq" in frame and frame["type"] != "accepted":
                 self.world.check.client_has(self, frame)
         self.flush()
 

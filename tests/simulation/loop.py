@@ -294,6 +294,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         if stops:
             self._stop(host)
 
+    def defects(self, owners: tuple[str, ...]) -> list[BaseException]:
+        """What killed tasks that were started by a `TaskOwner` of one of these names."""
+        return [
+            task.exception()
+            for task in self.tasks
+            if task.done() and not task.cancelled() and task.exception() and task.get_name().startswith(owners)
+        ]  # type: ignore[misc]
+
     def drop(self) -> None:
         """End a finished simulation: unfinished coroutines are closed while no loop runs, so they reach nothing."""
         for task in reversed(self.tasks):

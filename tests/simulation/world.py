@@ -15,6 +15,9 @@ from protocol.client.message import ClientMessage, MessageState
 from protocol.codec import JSON
 from protocol.errors import ProtocolError
 from server.access.identity import Principal
+from server.access.limits import ConnectionLimits
+from server.config.sections import ServerSettings
+from server.access import scopes
 from server.messages import scripts
 from server.messages.hub import Hub
 from server.messages.journal import Journal
@@ -25,7 +28,7 @@ from server.messages.reader import Reader
 from server.messages.service import Messages
 from server.routing.attempts import Route
 from server.sessions import handlers as _handlers  # noqa: F401 - fills the table of handlers
-from server.sessions.actor import Session, SessionMeans
+from server.sessions.actor import Session, SessionLimits, SessionMeans
 from server.sessions.outbound import Outbound
 from server.store.keys import control_channel
 from server.store.link import Address, StoreError
@@ -45,6 +48,10 @@ MAX_FRAME_BYTES: Final = 2_048
 """A small limit, so that snapshots come in parts."""
 TARGETS: Final = ("near", "far")
 BEYOND: Final = 7
+_SETTINGS: Final = ServerSettings(frames_per_second=1_000_000)
+OWNERS: Final = ("hub:", "messages:", "journal:", "ownership:", "store:", "n")
+"""Names of those whose tasks may not die of an exception."""
+LIMITS: Final = SessionLimits(_SETTINGS, ConnectionLimits(_SETTINGS))
 
 
 class NoMetrics:
@@ -61,7 +68,7 @@ class Door:
         """See `Authenticates`."""
         if token is None:
             raise ProtocolError("unauthenticated", "no token")
-        return Principal("t", "sub", token, "free", frozenset(), None)
+        return Principal("t", "sub", token, "free", scopes.ALL, None)
 
 
 class SimOutbound(Outbound):
@@ -149,16 +156,21 @@ class SimNode:
         return socket
 
     async def _serve(self, socket: SimSocket) -> None:
-        session = Session(socket, JSON, self.means)  # type: ignore[arg-type]
+        try:
+            await self._converse(socket)
+        except Exception as error:  # noqa: BLE001 - whatever ends a session is a defect
+            self.world.loop.errors.append(error)
+        finally:
+            self.sessions.pop(socket, None)
+
+    async def _converse(self, socket: SimSocket) -> None:
+        session = Session(socket, JSON, self.means, LIMITS)  # type: ignore[arg-type]
         out = session.out
         session.out = SimOutbound(out.codec, out.reader, MAX_FRAME_BYTES)
         self.world.sockets += 1
         session.out.number = self.world.sockets
         self.sessions[socket] = session
-        try:
-            await session.run()
-        finally:
-            self.sessions.pop(socket, None)
+        await session.run()
 
     async def leave(self, patience: float) -> None:
         """Drain as `Node.drain` does."""
@@ -414,6 +426,7 @@ class World:
             self._raise()
 
     def _raise(self) -> None:
+        self.loop.errors += self.loop.defects(OWNERS)
         if self.loop.errors:
             error = self.loop.errors[0]
             if isinstance(error, str):
@@ -458,7 +471,7 @@ class World:
                 self.server.space.delete(truth.record[:-1] + b"j")
             reader = SimClient(self, len(self.clients), record[b"user"].decode())
             line = truth.now
-            at = self.chance.randrange(len(line.seqs))
+            at = self.chance.randrange(max(1, len(line.seqs) - 1))
             beyond = self.chance.random() < 0.25
             cursor, text = (line.head + BEYOND, "something lost") if beyond else (line.seqs[at], line.texts[at])
             reader.session.resume(truth.id, after=cursor, text=text)

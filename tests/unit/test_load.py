@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
+import uvloop
 
-from tests.bench.load import Histogram, Load, Options, is_loopback, main, parse, wrong_characters
+from tests.bench.load import Histogram, Load, Options, Report, is_loopback, main, parse, wrong_characters
 from tests.unit.protocol.model_server import Journal, Map, SocketServer
 from tests.upstreams.script import reply_to
 
@@ -37,6 +39,17 @@ async def test_right_answers(codec: str) -> None:
     assert report.first_token.count == 15
     assert report.gap.count == 15 * 19
     assert not report.errors
+
+
+def test_on_uvloop_as_from_the_command_line() -> None:
+    async def run() -> Report:
+        async with SocketServer(scripted).running() as server:
+            return await Load(options(server.url)).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report = runner.run(run())
+    assert report.ok
+    assert report.right == 15
 
 
 async def test_closed_loop_asks_again() -> None:

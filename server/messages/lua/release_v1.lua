@@ -5,14 +5,12 @@
 -- KEYS[1]  record of the message   KEYS[2]  shard channel
 -- ARGV[1]  generation of the claim
 -- ARGV[2]  note to publish
--- ARGV[3]  fence of the caller, or '' if it never learned it; then ARGV[4] is the owner
+-- ARGV[3]  fence of the claim; `1:<node>` for a caller that never learned it. One that was adopted since is not undone
 --
 -- 1 released · 0 it is no longer this claim
-local have = redis.call('HMGET', KEYS[1], 'gen', 'state', 'head', 'fence', 'owner', 'run')
-if have[1] ~= ARGV[1] or have[3] ~= '0' or have[6] ~= '1' or (have[2] ~= 'admitting' and have[2] ~= 'streaming') then
-  return 0
-end
-if (ARGV[3] ~= '' and have[4] ~= ARGV[3]) or (ARGV[3] == '' and have[5] ~= ARGV[4]) then
+local have = redis.call('HMGET', KEYS[1], 'gen', 'state', 'head', 'fence', 'run')
+if have[1] ~= ARGV[1] or have[3] ~= '0' or have[4] ~= ARGV[3] or have[5] ~= '1'
+    or (have[2] ~= 'admitting' and have[2] ~= 'streaming') then
   return 0
 end
 redis.call('DEL', KEYS[1])

@@ -418,6 +418,7 @@ export class Session {
     if (!message) return [];
     message.move("accept");
     message.pongMark = undefined;
+    message.unansweredPongs = 0;
     message.serverState = frame.state;
     message.queuePosition = frame.queue_position ?? undefined;
     if (frame.state === "failed") message.reopenedAt = -1;
