@@ -558,7 +558,7 @@ class Client:
     def _resume_stalled(self, message_id: str) -> None:
         self._stalls.pop(message_id, None)
         message = self.session.messages.get(message_id)
-        if message is not None and message.state is MessageState.STALLED:
+        if message is not None and message.state in (MessageState.STALLED, MessageState.SENDING):
             self.session.resume(message_id)
             self._wake()
 

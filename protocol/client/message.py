@@ -248,6 +248,7 @@ class ClientMessage:
     __slots__ = (
         "_asked_about",
         "_assembly",
+        "_earlier_end",
         "_gap_at",
         "_gaps",
         "_mismatches",
@@ -257,6 +258,7 @@ class ClientMessage:
         "_reopened_at",
         "_tool_calls",
         "_transmitted",
+        "_uncertain",
         "_visible",
         "attempt",
         "attempts",
@@ -305,7 +307,9 @@ class ClientMessage:
         self._reasoning: TextBuffer | None = None
         self._tool_calls: ToolCallBuffer | None = None
         self._assembly: Assembly | None = None
+        self._earlier_end: Map | None = None
         self._transmitted = False
+        self._uncertain = False
         self._probed = False
         self._asked_about = (-1, -1)
         self._gap_at = -1

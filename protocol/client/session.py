@@ -55,6 +55,8 @@ Map = dict[str, Any]
 
 CLIENT_NAME: Final = "tidewire-python"
 CLIENT_VERSION: Final = "1"
+UNPROVEN: Final = frozenset({"store_unavailable", "draining", "internal", "rate_limited", "too_many_messages"})
+"""Refusals that don't tell whether the same request, sent on an earlier connection, was started."""
 TAKEOVER_JUMP: Final = 2**20
 """A takeover continues the journal at least so many numbers ahead; a smaller hole is never a jump."""
 UNANSWERED_PONGS: Final = 3
@@ -157,6 +159,7 @@ class ClientSession:
             return False
         if message.state is MessageState.FAILED:
             message._reopened_at = message.cursor
+            message._earlier_end = message.end
         message.move(Trigger.RETRY)
         message.error, message.end, message._transmitted, message.cancel_requested = None, None, False, False
         self._queue_send(message)
@@ -165,6 +168,7 @@ class ClientSession:
     def resume(self, message_id: str, *, after: int = 0, text: str = "", reasoning: str = "") -> ClientMessage:
         """Follow a message: again (then from its cursor), or one that is new to this session.
 
+        A message that is still `sending` after a `Stalled` is asked for again instead, under its id.
         For a new one, `after`, `text` and `reasoning` are what the caller kept of it; by default it is told whole.
         """
         message = self.messages.get(message_id)
@@ -176,6 +180,8 @@ class ClientSession:
             self._queue_resume(message)
         elif message.move(Trigger.RESUME):
             self._queue_resume(message)
+        elif message.state is _SENDING and message._transmitted:
+            self._queue_send(message)
         return message
 
     def detach(self, message_id: str) -> bool:
@@ -270,6 +276,7 @@ class ClientSession:
         for message in self.messages.values():
             message._assembly = None
             message._pong_mark = None
+            message._uncertain = message.state is _SENDING and message._transmitted
 
     # --- output -------------------------------------------------------------------------------------------------
 
@@ -437,9 +444,12 @@ class ClientSession:
         message._pong_mark = None
         message.server_state = frame["state"]
         message.queue_position = frame.get("queue_position")
+        events: list[Event] = [MessageAccepted(message, frame["replay"])]
         if frame["state"] == "failed":
             message._reopened_at = -1
-        return [MessageAccepted(message, frame["replay"])]
+            if message._earlier_end is not None and frame["seq"] <= message.cursor:
+                events += self._on_failed(message._earlier_end)  # not reopened, so it is over, as it was
+        return events
 
     def _on_error(self, frame: Map) -> list[Event]:
         error: Map = frame["error"]
@@ -455,20 +465,26 @@ class ClientSession:
             return self._fail_here(message, Trigger.REFUSE, error)
         if error["retryable"]:
             message.move(Trigger.STALL)
-            after_ms = error.get("retry_after_ms")
-            return [Stalled(message, error, None if after_ms is None else after_ms / 1000)]
+            return [self._stalled(message, error)]
         return self._fail_here(message, Trigger.LOSE, error)
 
     def _on_send_error(self, message: ClientMessage, re: str | None, error: Map) -> list[Event]:
-        if error["code"] == "message_unknown" and re != "send":
-            if message._probed:  # it never arrived, so ask for it
+        code: str = error["code"]
+        if re in ("hello", "resume"):
+            if code == "message_unknown" and message._probed:  # it never arrived, so ask for it
                 message._probed = False
                 return self._ask_again(message)
-            return []
-        if error["code"] == "draining" and self.draining:
+            return [ErrorReceived(message, re, error)]  # the request itself gets an answer of its own
+        if code == "draining" and self.draining:
             message._transmitted = False
             return [ErrorReceived(message, re, error)]
+        if message._uncertain and code in UNPROVEN:
+            return [self._stalled(message, error)]
         return self._fail_here(message, Trigger.REFUSE, error)
+
+    def _stalled(self, message: ClientMessage, error: Map) -> Stalled:
+        after_ms: int | None = error.get("retry_after_ms")
+        return Stalled(message, error, None if after_ms is None else after_ms / 1000)
 
     def _fail_here(self, message: ClientMessage, trigger: Trigger, error: Map) -> list[Event]:
         message.move(trigger)

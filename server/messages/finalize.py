@@ -30,6 +30,8 @@ async def finalize(
     record = await reader.record(keys)
     if record is None or not record.ended:
         return False
+    if record.standing is not None:
+        return True  # it was done before, and the journal it was gathered from may have gone since
     standing = await gather(reader, keys, record.base)
     calls = msgpack.packb(standing.calls) if standing.calls else b""
     text, reasoning = b"".join(standing.text), b"".join(standing.reasoning)

@@ -121,6 +121,8 @@ class Running:
         self.cancel_requested = claim.cancelled
         self.tallies: list[AttemptTally] = []
         self.shown = claim.shown
+        self._starts_over = False
+        """Whether an attempt of this run has replaced the text of earlier ones."""
         self._stop: asyncio.Timeout | None = None
         self.channel = means.hub.own(claim.tag, claim.keys, claim.head)
         self.outbox = Outbox(
@@ -300,6 +302,7 @@ class Running:
             for earlier in self.tallies[:-1]:
                 earlier.stands = False
             self.shown.structured = asked.wants_structure(self.claim.request)
+            self._starts_over = True
         tally.stands = True
         tally.continues = step.mode == "continue"
         self.shown.anything = True
@@ -365,12 +368,15 @@ class Running:
 
     def _end(self, event: dict[str, Any], error_class: ErrorClass = "permanent") -> None:
         records = [tally.record(self._cost(tally)) for tally in self.tallies]
+        earlier = list(self.claim.records)
+        if self._starts_over:  # what earlier runs brought does not stand any more
+            earlier = [{**record, "payer": "operator"} for record in earlier]
         self.outbox.end(
             event,
             End(
                 self.state,
                 msgpack.packb(event),
-                msgpack.packb([*self.claim.records, *records]),
+                msgpack.packb([*earlier, *records]),
                 may_reopen=self.state is State.FAILED and error_class == "temporary",
             ),
         )

@@ -24,7 +24,6 @@ from server.messages.service import Found
 from server.sessions.actor import Closing, Session, handles
 from server.sessions.outbound import error_frame
 
-
 _REFUSED: Final = {"forbidden": CloseCode.FORBIDDEN_ORIGIN, "rate_limited": CloseCode.TOO_MANY_CONNECTIONS}
 """How a refused `hello` closes the socket, where it is not for want of credentials."""
 

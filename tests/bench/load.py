@@ -371,7 +371,7 @@ class LoadClient:
 
     def _resume_stalled(self, message_id: str) -> None:
         message = self.session.messages.get(message_id)
-        if message is not None and message.state is MessageState.STALLED:
+        if message is not None and message.state in (MessageState.STALLED, MessageState.SENDING):
             self.session.resume(message_id)
             self._flush()
 

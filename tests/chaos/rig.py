@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, stored_messages
 from tests.processes import ServeProcess, serve_config, serving_processes
 from tests.upstreams.scripted import process as scripted
-from tests.wire import Wire, wire
+from tests.wire import Wire, eventually, wire
 
 MODEL = "scripted"
 ENDED = ("done", "failed", "cancelled")
@@ -64,10 +64,8 @@ class Rig:
 
     async def until_end_of(self, call: dict[str, Any], seconds: float = 10.0) -> dict[str, Any]:
         """How a call upstream ended, once the log tells."""
-        async with asyncio.timeout(seconds):
-            while (end := self.log.end(call)) is None:
-                await asyncio.sleep(0.005)
-        return end
+        await eventually(lambda: self.log.end(call) is not None, seconds)
+        return self.log.end(call) or {}
 
     async def redis(self, *command: Any) -> Any:
         """One command to the first primary."""

@@ -39,7 +39,7 @@ def _ready(node: ServeProcess) -> tuple[int, str]:
 
 async def _ready_is(node: ServeProcess, wanted: int) -> None:
     async with asyncio.timeout(10):
-        while (await asyncio.to_thread(_ready, node))[0] != wanted:
+        while (await asyncio.to_thread(_ready, node))[0] != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

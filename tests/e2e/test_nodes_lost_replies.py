@@ -77,9 +77,9 @@ class Bench:
             await socket.send({"type": "resume", "id": "m", "after": 0})
             view = await socket.ended("m")
         assert view.text == expected_text(self.messages, MODEL)
-        async with asyncio.timeout(10):
-            while (stored := (await stored_messages([self.redis.url]))["m"]).state not in ENDED:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: not self.node.keeper.has(self.tag))
+        stored = (await stored_messages([self.redis.url]))["m"]
+        assert stored.state in ENDED
         assert (len(self.log.calls(self.messages)), len(stored.records)) == (calls, records)
         assert audit(self.messages, stored, self.log, MODEL) == Verdict()
 
@@ -137,7 +137,7 @@ async def test_an_adopted_message_waits_for_redis_instead_of_being_refused(bench
     await keeper.adopt(bench.tag, DEAD)
     running = keeper.running[bench.tag]
     keeper.begin = begin  # type: ignore[method-assign]
-    await asyncio.wait({running.admitted})
+    await eventually(lambda: not bench.node.store.available)
     assert running.refusal is None
     await bench.ends_well(calls=1, records=2)
 
@@ -165,9 +165,7 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
     service, keeper = bench.node.messages, bench.node.keeper
     failing = Send.model_validate({"type": "send", "id": "m", "messages": self_healing()})
     found = await service.ask(WHO, failing)
-    async with asyncio.timeout(10):
-        while keeper.has(found.tag):
-            await asyncio.sleep(0.02)
+    await eventually(lambda: not keeper.has(found.tag))
     record = await bench.node.reader.record(found.keys)
     assert record is not None
     assert record.state == "failed"

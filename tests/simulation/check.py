@@ -366,7 +366,9 @@ class Check:
     # --- deaths ---------------------------------------------------------------------------------------------------------------
 
     def died(self, node: SimNode) -> None:
-        """A node was killed: what it owned must be taken over in time."""
+        """A node was killed: what it owned must be taken over in time, if there is a survivor."""
+        if not any(other.ready and not other.host.dead for other in self.world.nodes if other is not node):
+            return
         for truth in self.truths.values():
             record = self._record(truth.record)
             if record.get(b"owner") == node.id.encode() and record.get(b"state") not in ENDS:
