@@ -111,6 +111,8 @@ class Wire:
         self.ws = ws
         self.codec = codec
         self.views: dict[str, View] = {}
+        self.session = ""
+        """The id of the session, from `welcome`."""
         self.largest = 0
         """Bytes of the largest WebSocket message that came."""
         self._frames: deque[Frame] = deque()
@@ -176,6 +178,7 @@ class Wire:
         await self.send(frame)
         answer = await self.recv()
         assert answer["type"] == "welcome", answer
+        self.session = answer["session"]
         return answer
 
     async def ask(self, message_id: str, content: Any, **fields: Any) -> list[Frame]:

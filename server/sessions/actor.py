@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -105,12 +105,15 @@ class Session:
         self._tasks: asyncio.TaskGroup
         self._deadline: asyncio.TimerHandle | None = None
         self._closing: Closing | None = None
+        self._sending_since: float | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serve the connection until it ends; never raises for what the peer does."""
         self.means.watch.session_opened()
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                self._watch_peer()
                 self._close_after(self.settings.hello_seconds, Closing(CloseCode.HELLO_TIMEOUT, "no hello in time"))
                 self._tasks.create_task(self._write(), name=f"session {self.id}: write")
                 self._tasks.create_task(self.out.read_pages(), name=f"session {self.id}: pages")
@@ -118,8 +121,9 @@ class Session:
         except* (WebSocketDisconnect, Closing) as ending:
             await self._end(ending)
         finally:
-            if self._deadline is not None:
-                self._deadline.cancel()
+            for timer in (self._deadline, self._patience):
+                if timer is not None:
+                    timer.cancel()
             for tag in list(self.out.follows):
                 self.unfollow(tag)
             if self.who is not None:
@@ -142,6 +146,8 @@ class Session:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
+            if self._closing is not None:
+                continue  # what was said goes out, what comes now comes too late
             data = message.get("text")
             await self._take(message["bytes"] if data is None else data)
 
@@ -151,7 +157,8 @@ class Session:
         except DecodeError as error:
             self._malformed += 1
             if self._malformed > MALFORMED_ALLOWED:
-                raise Closing(CloseCode.MALFORMED, "what arrives is not this protocol") from None
+                self.close_soon(Closing(CloseCode.MALFORMED, "what arrives is not this protocol"))
+                return
             await self.out.control_room()
             self.say(error_frame(None, None, ProtocolError("invalid_frame", str(error)).as_dict()))
             return
@@ -203,7 +210,7 @@ class Session:
 
     async def _write(self) -> None:
         out, send = self.out, self.socket.send
-        field = "bytes" if self.codec.binary else "text"
+        field, loop = "bytes" if self.codec.binary else "text", asyncio.get_running_loop()
         sent = 0
         while True:
             data = out.take()
@@ -214,11 +221,24 @@ class Session:
                 out.something.clear()
                 await out.something.wait()
                 continue
+            self._sending_since = loop.time()
             await send({"type": "websocket.send", field: data if field == "bytes" else data.decode()})
+            self._sending_since = None
             sent += 1
             if sent % SENDS_IN_A_ROW == 0:
                 await asyncio.sleep(0)  # a writable socket never waits: let the others have a turn
             self.means.watch.frames_sent(len(data))
+
+    def _watch_peer(self) -> None:
+        """Give up a peer that has taken nothing for two heartbeats: its pings lie unread behind what it doesn't read."""
+        loop, seconds = asyncio.get_running_loop(), self.settings.heartbeat_seconds
+        if self._sending_since is not None and loop.time() - self._sending_since > 2 * seconds:
+            self._tasks.create_task(self._give_up(), name=f"session {self.id}: give up")
+        else:
+            self._patience = loop.call_later(seconds / 2, self._watch_peer)
+
+    async def _give_up(self) -> NoReturn:
+        raise Closing(CloseCode.INTERNAL, "the peer does not read")
 
     def _unfollow_finished(self) -> None:
         finished = self.out.finished
