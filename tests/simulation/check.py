@@ -30,6 +30,8 @@ TAKEOVER_SLACK_SECONDS: Final = 2.0
 SESSION_BYTES: Final = 400_000
 FRAME_BYTES: Final = 8_192
 """More than any frame of these small texts may have."""
+BOGUS: Final = "something lost"
+"""The text of a device whose cursor lies beyond the head."""
 ENDS: Final = (b"done", b"failed", b"cancelled")
 
 
@@ -105,8 +107,8 @@ class Truth:
     """Claims that were released, or that Redis lost."""
     reopened: int = 0
     takeovers: int = 0
-    starts: set[tuple[bytes, bytes, bytes]] = field(default_factory=set)
-    """(generation, fence, attempt) allocated."""
+    starts: set[tuple[bytes, bytes, bytes, int]] = field(default_factory=set)
+    """(generation, fence, attempt, losses of Redis before) allocated."""
     jumped: bytes = b""
     """Fence of the last takeover that has not written yet."""
 
@@ -124,6 +126,8 @@ class Check:
         self.by_id: dict[str, Truth] = {}
         self.found: list[str] = []
         self.beats: dict[str, float] = {}
+        self.gaps: dict[str, float] = {}
+        """When a heart began to beat again that had stood still for long enough to be taken for dead."""
         self.losses = 0
         self.orphans: list[tuple[Truth, float, str]] = []
         """(message, when its owner died, that owner)."""
@@ -149,7 +153,10 @@ class Check:
         """Redis has run a command."""
         name = command[0]
         if name == "INCR":
-            self.beats[host.name] = self.world.loop.now
+            now = self.world.loop.now
+            if now - self.beats.get(host.name, now) >= self.world.schedule.takeover_seconds - 0.35:
+                self.gaps[host.name] = now
+            self.beats[host.name] = now
             return
         if name != "EVALSHA":
             return
@@ -200,7 +207,7 @@ class Check:
         record = self._record(keys[0])
         if record.get(b"fence") != _bytes(args[0]):
             self.fail("G4", f"{truth.id}: an attempt was started past the fence")
-        truth.starts.add((record.get(b"gen", b""), _bytes(args[0]), _bytes(args[1])))
+        truth.starts.add((record.get(b"gen", b""), _bytes(args[0]), _bytes(args[1]), self.losses))
 
     def _taken(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
         truth = self.truths.get(keys[0])
@@ -217,6 +224,8 @@ class Check:
             return
         silent_since = max(self.beats.get(dead, 0.0), self.world.server.calm_since)
         silent = self.world.loop.now - silent_since
+        if self.world.loop.now - self.gaps.get(dead, -9.0) < 1.0:
+            return  # it woke when the others had found their verdict already
         if silent < self.world.schedule.takeover_seconds - 0.35:
             self.fail("G4", f"{truth.id} was taken from {dead}, whose heart beat {silent:.3f} s ago")
 
@@ -353,6 +362,8 @@ class Check:
         if message is None or truth is None or message.cursor == 0:
             return
         text = message.text
+        if text == BOGUS:
+            return  # it came with a cursor beyond the head, and has not been told better yet
         for line in truth.timelines():
             index = line.at(message.cursor)
             if index >= 0 and line.texts[index] == text:

@@ -34,7 +34,7 @@ from server.store.keys import control_channel
 from server.store.link import Address, StoreError
 from server.store.store import Store
 from server.store.topology import SingleTopology
-from tests.simulation.check import Check, Violation
+from tests.simulation.check import BOGUS, Check, Violation
 from tests.simulation.clients import SimClient
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
 from tests.simulation.network import Delays, SimLink, SimServer, SimSocket
@@ -473,7 +473,7 @@ class World:
             line = truth.now
             at = self.chance.randrange(max(1, len(line.seqs) - 1))
             beyond = self.chance.random() < 0.25
-            cursor, text = (line.head + BEYOND, "something lost") if beyond else (line.seqs[at], line.texts[at])
+            cursor, text = (line.head + BEYOND, BOGUS) if beyond else (line.seqs[at], line.texts[at])
             reader.session.resume(truth.id, after=cursor, text=text)
             self.clients.append(reader)
             reader.connect()
