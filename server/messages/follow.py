@@ -41,8 +41,7 @@ def next_frame(
 ) -> tuple[Frame, int] | None:
     """The next frame for a reader at `cursor` and the cursor after it; None if there is nothing later.
 
-    An end event before the journal's `head` belongs to a failure that was reopened since: it is passed over, and the
-    delta before it covers its number, or an empty one does, so that an attempt that continues follows the cursor.
+    An end event before the journal's `head` belongs to a failure that was reopened since: it is passed over.
 
     Neighbouring deltas of one kind become one frame of at most about `limit` bytes of text. Merging never crosses an
     attempt and never reorders kinds. Raises `Hole`.
@@ -53,12 +52,7 @@ def next_frame(
     size = 0
     for before, seq, event in events_after(entries, cursor):
         if event[0] == END and seq < head:
-            if not kind:
-                kind, start = END, before
-            cursor = seq
             continue
-        if kind == END:
-            break
         if not kind:
             kind, start = event[0], before
             if kind == ATTEMPT:
@@ -80,8 +74,6 @@ def next_frame(
             break
     if not kind:
         return None
-    if kind == END:
-        return {"type": "delta", "id": message_id, "after": start, "seq": cursor}, cursor
     value = parts if kind == CALLS else parts[0] if len(parts) == 1 else "".join(parts)
     return {
         "type": "delta",

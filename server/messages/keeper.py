@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,6 +69,15 @@ class Keeper:
         """Whether this process runs the message, is finishing it, or is about to run it."""
         return tag in self.running or tag in self.finishing or tag in self.adopting
 
+    @contextmanager
+    def holding(self, tag: str) -> Iterator[None]:
+        """While a claim of this node is made ready, nobody takes it for one that nobody runs."""
+        self.finishing.add(tag)
+        try:
+            yield
+        finally:
+            self.finishing.discard(tag)
+
     def begin(self, claim: Claim) -> Running:
         """Drive a message that this node has just come to own."""
         running = self.running[claim.tag] = Running(claim, self.means, self.reader)
@@ -87,6 +97,9 @@ class Keeper:
                     self.means.hub.disown(claim.tag)
             if ended:
                 await self.finish(claim.keys, claim.generation, claim.run)
+                if await self._is_open_again(claim):
+                    await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
+                    return
                 await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
             else:
                 await self._give_back(running)
@@ -105,6 +118,19 @@ class Keeper:
             )
 
         await self.stubbornly(keep)
+
+    async def _is_open_again(self, claim: Claim) -> bool:
+        """Whether Redis has lost the end that it had acknowledged: then the message must be driven to another one."""
+        found: list[Any] = []
+
+        async def look() -> None:
+            record = claim.keys.record
+            fields = ("owner", "gen", "run", "state")
+            found[:] = await self.means.store.call(record, "HMGET", record, *fields, seconds=STEP_SECONDS)
+
+        await self.stubbornly(look)
+        mine = [self.node.encode(), claim.generation, b"%d" % claim.run]
+        return found[:3] == mine and found[3] not in (b"done", b"failed", b"cancelled")
 
     async def _give_back(self, running: Running) -> None:
         """It could not be admitted, belongs to another node, or lost acknowledged writes."""

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgpack
@@ -16,6 +16,7 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages import request as asked
+from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
 from server.messages.message import Claim, Displaced, Means
@@ -111,7 +112,7 @@ class Messages:
             if reply[0] == b"mismatch":
                 raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
             if reply[0] != b"have":
-                running = self.keeper.begin(_claimed(who, send, tag, keys, generation, reply))
+                running = self.keeper.begin(await self._whole(_claimed(who, send, tag, keys, generation, reply)))
                 try:
                     await asyncio.shield(running.admitted)
                 except Displaced:
@@ -138,6 +139,19 @@ class Messages:
         except (StoreError, TimeoutError):
             self._owner.start(self._undo(tag, keys, generation), "undo claim")
             raise
+
+    async def _whole(self, claim: Claim) -> Claim:
+        """A reopened claim with the text that the failure left: it stands until the new attempt shows something.
+
+        Raises `StoreError` or `TimeoutError`; then the claim is found again as one of ours that nobody runs.
+        """
+        if not claim.head:
+            return claim
+        with self.keeper.holding(claim.tag):
+            record = await self.reader.record(claim.keys)
+            base = record.base if record is not None else 0
+            standing = await gather(self.reader, claim.keys, base)
+            return replace(claim, standing_text=b"".join(standing.text), base=base)
 
     async def _undo(self, tag: str, keys: MessageKeys, generation: bytes) -> None:
         """The claim was given up but may still happen: take it back when Redis answers again."""
@@ -290,7 +304,7 @@ def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation
         attempts=int(reply[3]) if reopened else 0,
         records=tuple(msgpack.unpackb(reply[6])) if reopened and reply[6] else (),
         reason=Reason("retried", "the failed message was asked for again") if reopened else None,
-        shown=Shown(anything=head > 1),
+        shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
     )
 
 

@@ -103,23 +103,24 @@ class Session:
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._pending: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup
+        """What lives as long as the connection."""
+        self._handlers: asyncio.TaskGroup
+        """What was asked for; it is finished even if the connection is gone."""
+        self._gone = False
         self._deadline: asyncio.TimerHandle | None = None
         self._closing: Closing | None = None
         self._sending_since: float | None = None
         self._patience: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Serve the connection until it ends; never raises for what the peer does."""
+        """Serve the connection until it ends; never raises for what the peer does.
+
+        What it asked for just before is still carried out: a claim given up half-way would be nobody's.
+        """
         self.means.watch.session_opened()
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._watch_peer()
-                self._close_after(self.settings.hello_seconds, Closing(CloseCode.HELLO_TIMEOUT, "no hello in time"))
-                self._tasks.create_task(self._write(), name=f"session {self.id}: write")
-                self._tasks.create_task(self.out.read_pages(), name=f"session {self.id}: pages")
-                await self._read()
-        except* (WebSocketDisconnect, Closing) as ending:
-            await self._end(ending)
+            async with asyncio.TaskGroup() as self._handlers:
+                await self._converse()
         finally:
             for timer in (self._deadline, self._patience):
                 if timer is not None:
@@ -129,6 +130,18 @@ class Session:
             if self.who is not None:
                 self.connections.leave_user(user_of(self.who))
             self.means.watch.session_closed(time.monotonic() - self.opened_at)
+
+    async def _converse(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._watch_peer()
+                self._close_after(self.settings.hello_seconds, Closing(CloseCode.HELLO_TIMEOUT, "no hello in time"))
+                self._tasks.create_task(self._write(), name=f"session {self.id}: write")
+                self._tasks.create_task(self.out.read_pages(), name=f"session {self.id}: pages")
+                await self._read()
+        except* (WebSocketDisconnect, Closing) as ending:
+            self._gone = True
+            await self._end(ending)
 
     async def _end(self, ending: BaseExceptionGroup[Any]) -> None:
         closing = next((error for error in _leaves(ending) if isinstance(error, Closing)), None)
@@ -189,7 +202,7 @@ class Session:
             return
         await self._slots.acquire()
         before = self._pending.get(message_id)
-        task = self._tasks.create_task(self._in_turn(frame, before), name=f"session {self.id}: {message_id}")
+        task = self._handlers.create_task(self._in_turn(frame, before), name=f"session {self.id}: {message_id}")
         self._pending[message_id] = task
         task.add_done_callback(lambda done: self._handled(message_id, done))
 
@@ -201,10 +214,17 @@ class Session:
     async def _in_turn(self, frame: Frame, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
+        if self._gone:
+            return
         try:
             await HANDLERS[type(frame)](self, frame)
         except ProtocolError as error:
             self.refuse(frame.model_dump(include={"type", "id"}), error)
+        except Exception as error:  # noqa: BLE001 - the one boundary where a defect becomes a wire code
+            number = secrets.token_hex(8)
+            log.error("handler_failed", frame=type(frame).__name__, error_id=number, exc_info=error)
+            internal = ProtocolError("internal", "a defect of the server", details={"error_id": number})
+            self.refuse(frame.model_dump(include={"type", "id"}), internal)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -230,7 +250,7 @@ class Session:
             self.means.watch.frames_sent(len(data))
 
     def _watch_peer(self) -> None:
-        """Give up a peer that has taken nothing for two heartbeats: its pings lie unread behind what it doesn't read."""
+        """Give up a peer that has taken nothing for two heartbeats: our pings lie behind that."""
         loop, seconds = asyncio.get_running_loop(), self.settings.heartbeat_seconds
         if self._sending_since is not None and loop.time() - self._sending_since > 2 * seconds:
             self._tasks.create_task(self._give_up(), name=f"session {self.id}: give up")

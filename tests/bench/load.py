@@ -56,6 +56,8 @@ from tests.upstreams.script import expected_text
 
 TICK_SECONDS = 1.0
 STALL_SECONDS = 1.0
+REFUSED_MS = 1000
+"""When to ask again after a failure that doesn't say."""
 GRACE_SECONDS = 30.0
 """How long answers may take beyond their own pace once nothing new is asked."""
 
@@ -202,7 +204,9 @@ class Answer:
 class LoadClient:
     """One user: a session, a socket that comes and goes, and the answers under way."""
 
-    def __init__(self, number: int, options: Options, report: Report, on_end: Callable[[LoadClient], None]) -> None:
+    def __init__(
+        self, number: int, options: Options, report: Report, on_end: Callable[[LoadClient, float], None]
+    ) -> None:
         self.session = ClientSession(token=options.token)
         self.answers: dict[str, Answer] = {}
         self._number = number
@@ -247,7 +251,7 @@ class LoadClient:
         finally:
             self.given_up = True
             self.ready.set()
-            self._on_end(self)
+            self._on_end(self, 0.0)
             if self._socket is not None:
                 self._socket.close()
 
@@ -367,7 +371,8 @@ class LoadClient:
         elif answer.wrong:
             report.wrong += 1
         self.session.forget(message.id)
-        self._on_end(self)
+        after_ms = (message.error or {}).get("retry_after_ms", REFUSED_MS)
+        self._on_end(self, after_ms / 1000 if message.error else 0.0)
 
     def _resume_stalled(self, message_id: str) -> None:
         message = self.session.messages.get(message_id)
@@ -402,11 +407,16 @@ class Load:
         """Messages asked and not ended."""
         return sum(len(client.answers) for client in self.clients)
 
-    def _on_end(self, client: LoadClient) -> None:
+    def _on_end(self, client: LoadClient, wait_seconds: float = 0.0) -> None:
+        """A message ended, or a client gave up. A refused user comes again after a while."""
         self._one_ended.set()
         if self.asking and self.options.rate is None and not client.given_up:
-            # Not from within `receive`: a refusal at once must not recurse.
-            asyncio.get_running_loop().call_soon(client.ask)
+            # Not from within `receive`, whatever the delay: a refusal at once must not recurse.
+            asyncio.get_running_loop().call_later(wait_seconds, self._ask_again, client)
+
+    def _ask_again(self, client: LoadClient) -> None:
+        if self.asking and not client.given_up:
+            client.ask()
 
     async def run(self, on_tick: Callable[[Load], None] = lambda load: None) -> Report:
         """Connect, ask for `seconds`, wait for the rest; `on_tick` is called every second."""
@@ -438,9 +448,10 @@ class Load:
         self.asking = True
         end = time.monotonic() + self.options.seconds
         if self.options.rate is None:
-            for client in self.clients:
+            for client in self.clients:  # not in one moment: users don't
                 client.ask()
-            await asyncio.sleep(self.options.seconds)
+                await asyncio.sleep(self.options.ramp_seconds / len(self.clients))
+            await asyncio.sleep(max(0.0, end - time.monotonic()))
         else:
             await self._ask_at_rate(self.options.rate, end)
         self.asking = False

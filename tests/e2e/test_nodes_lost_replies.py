@@ -192,5 +192,3 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
 def self_healing() -> list[dict[str, str]]:
     """A request that fails for now, the first time."""
     return ask("tokens=10 status=503 times=1", "m")
-
-

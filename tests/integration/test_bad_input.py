@@ -65,7 +65,7 @@ async def no_keys_left(redis_url: str) -> None:
         async def no_hints() -> bool:
             return not any(":active" in key or "{open:" in key for key in await store.keys())
 
-        await eventually_true(no_hints)
+        await eventually_true(no_hints, 12)
         for key in await store.keys():
             if key != "tw:{nodes}" and ":hb:" not in key:
                 assert await store.pttl(key) > 0, f"{key} stays for ever"

@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 from starlette.websockets import WebSocketDisconnect
 
+from server.messages.ownership import SLOW_READ_SECONDS
 from server.store.link import (
     CONNECT_SECONDS,
     LAG_SECONDS,
@@ -81,6 +82,7 @@ class SimServer:
         """Told when writes were lost."""
         self.calm_since = 0.0
         """Since when it has served without a freeze or crash."""
+        self._frozen_at = 0.0
         self._held: list[tuple[_Connection, list[tuple[Any, ...]]]] = []
         self._edit_script = edit_script
         self._edited: dict[bytes, bytes] = {}
@@ -90,13 +92,15 @@ class SimServer:
     def freeze(self) -> None:
         """Answer nobody (SIGSTOP); connections stay."""
         self.frozen = True
+        self._frozen_at = self.loop.now
 
     def thaw(self) -> None:
         """Go on: what arrived meanwhile is run now."""
         if not self.frozen:
             return
         self.frozen = False
-        self.calm_since = self.loop.now
+        if self.loop.now - self._frozen_at >= SLOW_READ_SECONDS:
+            self.calm_since = self.loop.now
         held, self._held = self._held, []
         for connection, batch in held:
             self.arrive(connection, batch)

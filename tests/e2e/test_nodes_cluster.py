@@ -1,0 +1,119 @@
+"""The main job, resume, takeover and cancel over a real cluster of three primaries, and over losing one of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.chaos.cluster import cluster
+from tests.chaos.rig import Rig, ask, read_until, rig
+from tests.upstreams.script import expected_text
+from tests.wire import View, wire
+
+SPREAD = 12
+"""So many ids lie on all three primaries, as good as surely."""
+
+
+async def _follow(url: str, message_id: str) -> View:
+    async with wire(url) as socket:
+        await socket.send({"type": "resume", "id": message_id, "after": 0})
+        return await socket.ended(message_id)
+
+
+async def _main_job(r: Rig) -> None:
+    """Ask on one node, follow on the other, repeat: every message once, wherever its slot lies."""
+    asked = {f"m{number}": ask("tokens=60 rate=60", f"m{number}") for number in range(SPREAD)}
+    async with wire(r.nodes[0].url) as socket, asyncio.TaskGroup() as group:
+        for message_id, messages in asked.items():
+            await socket.ask(message_id, messages)
+        for message_id in asked:
+            await read_until(socket, message_id, 5)
+        others = [group.create_task(_follow(r.nodes[1].url, message_id)) for message_id in asked]
+        for message_id in asked:
+            await socket.ended(message_id)
+    for (message_id, messages), other in zip(asked.items(), others, strict=True):
+        view = other.result()
+        assert view.text == socket.view(message_id).text == expected_text(messages, "scripted")
+        assert view.end == socket.view(message_id).end
+        await r.check_once(message_id, messages)
+
+
+async def _takeover(r: Rig) -> None:
+    doomed, survivor = r.nodes
+    asked = {f"t{number}": ask("tokens=120 rate=60", f"t{number}") for number in range(SPREAD)}
+    async with wire(doomed.url) as first, wire(survivor.url) as socket:
+        for message_id, messages in asked.items():
+            await first.ask(message_id, messages)
+        for message_id in asked:
+            await read_until(first, message_id, 5)
+            await socket.send({"type": "resume", "id": message_id, "after": 0})
+        for message_id in asked:
+            await read_until(socket, message_id, 5)
+        killed = asyncio.get_running_loop().time()
+        await doomed.kill()
+        await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
+        print(f"first restart {asyncio.get_running_loop().time() - killed:.1f} s after the kill")
+        for message_id, messages in asked.items():
+            view = await socket.ended(message_id)
+            assert view.text == expected_text(messages, "scripted")
+            await r.check_once(message_id, messages, calls=2)
+
+
+async def _cancel(r: Rig) -> None:
+    messages = ask("tokens=1000 rate=50", "stop")
+    async with wire(r.nodes[0].url) as first, wire(r.nodes[1].url) as other:
+        await first.ask("stop", messages)
+        await read_until(first, "stop", 20)
+        await other.send({"type": "cancel", "id": "stop"})
+        receipt = await other.type("cancelled", "stop")
+        assert (await first.ended("stop")).end == receipt
+    assert (await r.until_end_of(r.log.calls(messages)[0]))["client_gone"]
+    await r.check_once("stop", messages)
+
+
+async def test_cluster_main_job_resume_cancel_and_takeover() -> None:
+    with cluster() as group:
+        async with rig(group.url, 2, group.urls()) as r:
+            await _main_job(r)
+            await _cancel(r)
+            await _takeover(r)
+
+
+async def test_cluster_one_primary_lost_stops_only_its_messages_and_they_go_on() -> None:
+    with cluster(replicas=True) as group:
+        async with rig(group.url, 2, group.urls()) as r, wire(r.nodes[0].url) as socket:
+            asked = {f"f{number}": ask("tokens=400 rate=50", f"f{number}") for number in range(SPREAD)}
+            for message_id, messages in asked.items():
+                await socket.ask(message_id, messages)
+            for message_id in asked:
+                await read_until(socket, message_id, 20)
+            failing = asyncio.to_thread(group.fail_over, 1)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(failing)
+                reading = [both.create_task(_follow(r.nodes[1].url, message_id)) for message_id in list(asked)[:2]]
+                for message_id in asked:
+                    view = socket.view(message_id)
+                    while view.end is None:
+                        await socket.recv()
+            assert all(task.result().end is not None for task in reading)
+            r.primaries[:] = group.urls()
+            for message_id, messages in asked.items():
+                view = socket.view(message_id)
+                assert view.text == expected_text(messages, "scripted")
+                view.check_hash()
+                stored = await r.settled(message_id)
+                assert len(stored.payers) == 1
+            # the new primary takes new messages
+            messages = ask("tokens=5", "after")
+            await socket.ask("after", messages)
+            assert (await socket.ended("after")).text == expected_text(messages, "scripted")
+
+
+@pytest.mark.slow
+async def test_cluster_takeover_after_a_failover() -> None:
+    with cluster(replicas=True) as group:
+        async with rig(group.url, 2, group.urls()) as r:
+            await asyncio.to_thread(group.fail_over, 0)
+            r.primaries[:] = group.urls()
+            await _takeover(r)
