@@ -356,7 +356,8 @@ class ClientSession:
         if missing <= 0:
             return False
         asked = message._asked_about == (message.cursor, seq) and message.state is _FOLLOWING
-        message._asked_about = (message.cursor, seq)
+        if message.state is _FOLLOWING:
+            message._asked_about = (message.cursor, seq)
         return not (asked and (verified or missing >= TAKEOVER_JUMP))
 
     def _resync(self, message: ClientMessage, reason: str) -> list[Event]:

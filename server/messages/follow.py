@@ -56,9 +56,9 @@ def next_frame(
         if not kind:
             kind, start = event[0], before
             if kind == ATTEMPT:
-                return {"type": "attempt", "id": message_id, "seq": seq, **event[1]}, seq
+                return {"type": "attempt", "id": message_id, "after": before, "seq": seq, **event[1]}, seq
             if kind == END:
-                return {"type": event[1], "id": message_id, "seq": seq, **event[2]}, seq
+                return {"type": event[1], "id": message_id, "after": before, "seq": seq, **event[2]}, seq
         elif event[0] != kind:
             break
         body = event[1]

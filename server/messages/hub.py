@@ -167,6 +167,8 @@ class Hub:
             channel.local = True
             self._unsubscribe(channel)
             channel.reset(head, False)
+        elif channel.head != head:  # Redis lost what an earlier claim of ours had written
+            channel.reset(head, False)
         return channel
 
     def disown(self, tag: str) -> None:

@@ -97,10 +97,9 @@ class Keeper:
                     self.means.hub.disown(claim.tag)
             if ended:
                 await self.finish(claim.keys, claim.generation, claim.run)
+                await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
                 if await self._is_open_again(claim):
                     await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
-                    return
-                await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
             else:
                 await self._give_back(running)
         finally:
@@ -196,8 +195,7 @@ class Keeper:
 
     async def _adopt(self, tag: str, dead: str) -> bool:
         keys, store = MessageKeys.of(tag), self.means.store
-        if dead != self.node:
-            await store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
+        await store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
         jump = JUMP + self._chance.randrange(JUMP)
         reply: list[Any] = await store.run(
             TAKEOVER, [keys.record, keys.journal, keys.channel], [dead, self.node, jump, NOTE_OWNER], STEP_SECONDS

@@ -25,7 +25,7 @@ from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
 from server.store.link import StoreError
-from server.store.store import CALL_SECONDS, forget
+from server.store.store import IMPATIENT, forget
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
@@ -134,8 +134,7 @@ class Messages:
         self, who: Principal, send: Send, tag: str, keys: MessageKeys, generation: bytes
     ) -> list[Any]:
         try:
-            async with asyncio.timeout(CALL_SECONDS):
-                return await self._claim(who, send, tag, keys, generation)
+            return await self._claim(who, send, tag, keys, generation)
         except (StoreError, TimeoutError):
             self._owner.start(self._undo(tag, keys, generation), "undo claim")
             raise
@@ -183,6 +182,7 @@ class Messages:
             "" if send.retry_of is None else send.retry_of,
             MAX_RUNS,
             self.node,
+            generation,
             *fields,
         ]
         reply: list[Any] = await store.run(CLAIM, [keys.record, keys.journal, keys.standing], args)
@@ -213,7 +213,7 @@ class Messages:
         tag = message_tag(who.tenant, who.kind, who.user, message_id)
         keys = MessageKeys.of(tag)
         try:
-            record = await self.reader.record(keys, seconds=CALL_SECONDS)
+            record = await self.reader.record(keys, seconds=IMPATIENT)
         except (StoreError, TimeoutError):
             raise unavailable() from None
         if record is None:

@@ -220,7 +220,7 @@ class Session:
             await HANDLERS[type(frame)](self, frame)
         except ProtocolError as error:
             self.refuse(frame.model_dump(include={"type", "id"}), error)
-        except Exception as error:  # noqa: BLE001 - the one boundary where a defect becomes a wire code
+        except Exception as error:  # the one boundary where a defect becomes a wire code
             number = secrets.token_hex(8)
             log.error("handler_failed", frame=type(frame).__name__, error_id=number, exc_info=error)
             internal = ProtocolError("internal", "a defect of the server", details={"error_id": number})
@@ -318,13 +318,17 @@ class Session:
         self._close_after(seconds + EXPIRY_GRACE_SECONDS, Closing(CloseCode.UNAUTHENTICATED, "the token expired"))
         return int(seconds)
 
+    def check_room(self, message_id: str) -> None:
+        """Raises `ProtocolError("too_many_messages")` if this session may not follow one more."""
+        most = self.settings.max_open_messages
+        if len(self.out.follows) >= most and message_id not in self.out.by_id:
+            raise ProtocolError("too_many_messages", f"one connection follows at most {most} messages")
+
     async def follow(self, found: Found, after: int, receipt_only: bool = False) -> None:
         """Follow a message from `after`. Raises `ProtocolError`."""
-        if found.ended and after == found.head:
-            return
-        most = self.settings.max_open_messages
-        if len(self.out.follows) >= most and found.tag not in self.out.follows:
-            raise ProtocolError("too_many_messages", f"one connection follows at most {most} messages")
+        if found.ended and after == found.head:  # it saw an end, perhaps another one: tell it this one
+            after, receipt_only = max(0, after - 1), True
+        self.check_room(found.id)
         try:
             channel = await self.hub.follow(found.tag, found.keys, self.out, found.head, found.ended)
         except (StoreError, TimeoutError):

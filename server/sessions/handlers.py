@@ -90,8 +90,14 @@ async def send(session: Session, frame: Send) -> None:
     for name, value in (("conversation", frame.conversation), ("prompt", frame.prompt)):
         if value is not None:
             raise ProtocolError("not_supported", f"`{name}` is not served yet; send `messages`")
+    session.check_room(frame.id)
     found = await session.messages.ask(session.principal, frame)
-    await session.follow(found, frame.after)
+    try:
+        await session.follow(found, frame.after)
+    except ProtocolError as error:  # it runs all the same: this is no refusal, but "resume later"
+        session.say(_accepted(found))
+        session.say(error_frame(None, frame.id, error.as_dict()))
+        return
     session.say(_accepted(found))  # before all it follows, as a control frame; after all of a follow it replaces
 
 

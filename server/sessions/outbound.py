@@ -208,6 +208,9 @@ class Outbound:
     def _from_tail(self, follow: Follow) -> bytes | None:
         channel, cursor = follow.channel, follow.cursor
         if cursor == channel.head:
+            if channel.ended:  # Redis lost a reopening: the end lies behind the cursor, and a resume will tell it
+                self.drop(follow.tag)
+                self.finished.append(follow)
             return None
         if follow.receipt_only:
             if channel.ended:

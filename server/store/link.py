@@ -5,9 +5,9 @@ a hand-packed command on one connection 6 µs (docs/performance.md has the bench
 servers (URLs, Sentinel, cluster slots) and does everything that is not on the hot path.
 
 A `Link` reconnects by itself. It is its own circuit breaker: `available` turns false as soon as the oldest unanswered
-command is `STALL_SECONDS` old or there is no connection, and true again with the next reply, so that callers can
-refuse at once what a frozen server would keep waiting. Commands whose connection was lost fail with `StoreLost`:
-whether they happened is unknown, and every script of ours may be run again.
+command is `STALL_SECONDS` old, and nothing was heard for as long, or there is no connection, and true again with the
+next reply, so that callers can refuse at once what a frozen server would keep waiting. Commands whose connection was
+lost fail with `StoreLost`: whether they happened is unknown, and every script of ours may be run again.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class _Wire(asyncio.Protocol):
         self.reader = hiredis.Reader(notEnoughData=Ellipsis)
         self.pending: deque[tuple[asyncio.Future[Any], float]] = deque()
         self.transport: asyncio.Transport | None = None
+        self.heard_at = 0.0
         self.out: list[bytes] = []
         self.closed = asyncio.get_running_loop().create_future()
 
@@ -99,6 +100,7 @@ class _Wire(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at = self.link.loop.time()
         self.reader.feed(data)
         try:
             self._deliver()
@@ -169,6 +171,7 @@ class Link:
         self._watch_at = 0.0
         self._closed = False
         self.last_error: str | None = None
+        self._impatient: set[asyncio.Future[Any]] = set()
         self._owner.start(self._keep_connected(), "connect")
         self._timer = self.loop.call_later(WATCH_SECONDS, self._watch)
 
@@ -203,6 +206,14 @@ class Link:
         """Send a command that is answered by pushes (SSUBSCRIBE), not by a reply; nothing without a connection."""
         if self._wire is not None and self._wire.transport is not None:
             self._wire.transport.write(hiredis.pack_command(command))
+
+    def impatient(self, reply: asyncio.Future[Any]) -> None:
+        """A client waits for this reply: it fails with `StoreLost` as soon as the server falls silent.
+
+        Not after a fixed time: where it is our own event loop that is behind, Redis must not be blamed for it.
+        """
+        self._impatient.add(reply)
+        reply.add_done_callback(self._impatient.discard)
 
     async def close(self) -> None:
         """Close the connection; unanswered commands fail with `StoreLost`."""
@@ -274,9 +285,12 @@ class Link:
         wire = self._wire
         if wire is None or not wire.pending or late:
             return
-        age = now - wire.pending[0][1]
-        if age > LOST_SECONDS:
-            log.warning("store_silent", address=str(self.address), seconds=round(age, 3))
+        silent = now - max(wire.pending[0][1], wire.heard_at)
+        if silent > LOST_SECONDS:
+            log.warning("store_silent", address=str(self.address), seconds=round(silent, 3))
             wire.abort()
-        elif age > STALL_SECONDS:
+        elif silent > STALL_SECONDS:
             self.stalled = True
+            for future in tuple(self._impatient):
+                if not future.done():
+                    future.set_exception(StoreLost("Redis stopped answering"))

@@ -17,8 +17,9 @@ from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("store")
 
-CALL_SECONDS: Final = 0.12
-"""How long a caller with a client waiting gives Redis; a refusal must be out within 150 ms."""
+IMPATIENT: Final = -1.0
+"""For calls with a client waiting: they fail as soon as Redis falls silent (`STALL_SECONDS`), so that a refusal is out
+within 150 ms; as long as it answers others, they wait."""
 START_SECONDS: Final = 10.0
 ASK_AGAIN_SECONDS: Final = 0.2
 
@@ -168,7 +169,7 @@ class Store:
         return self.link(keys[0]).call("EVALSHA", script.sha, len(keys), *keys, *args)
 
     async def run(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Any], seconds: float | None = CALL_SECONDS
+        self, script: Script, keys: Sequence[bytes], args: Sequence[Any], seconds: float | None = IMPATIENT
     ) -> Any:
         """Run a script and wait for its reply.
 
@@ -182,7 +183,7 @@ class Store:
                 raise
             return await self._reply(keys[0], seconds, "EVAL", script.source, len(keys), *keys, *args)
 
-    async def call(self, key: bytes, *command: Any, seconds: float | None = CALL_SECONDS) -> Any:
+    async def call(self, key: bytes, *command: Any, seconds: float | None = IMPATIENT) -> Any:
         """Run a command on the primary of `key`; raises like `run`."""
         return await self._reply(key, seconds, *command)
 
@@ -190,8 +191,12 @@ class Store:
         link = self.link(key)
         if seconds is not None and not link.available:
             raise StoreUnavailable(f"Redis at {link.address} does not answer")
+        reply = link.call(*command)
+        if seconds == IMPATIENT:
+            link.impatient(reply)
+            seconds = None
         try:
-            return await within(link.call(*command), seconds)
+            return await within(reply, seconds)
         except StoreReply as error:
             if self.misplaced(error):
                 raise StoreUnavailable(str(error)) from None

@@ -19,6 +19,8 @@ from tests.upstreams.scripted import process as scripted
 from tests.wire import Wire, eventually, wire
 
 MODEL = "scripted"
+LOG_CHARACTERS = 4_000
+"""How much of each node's log is shown when a test fails."""
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -92,7 +94,12 @@ async def rig(
             scripted(log.path) as upstream,
             serving_processes(serve_config(redis_url, upstream, **sections), count) as nodes,
         ):
-            yield Rig(nodes, log, upstream, list(primaries or [redis_url]))
+            try:
+                yield Rig(nodes, log, upstream, list(primaries or [redis_url]))
+            except BaseException:
+                for node in nodes:
+                    print(f"--- log of the node on port {node.port}", node.log.read_text()[-LOG_CHARACTERS:], sep="\n")
+                raise
 
 
 async def read_until(socket: Wire, message_id: str, characters: int) -> None:

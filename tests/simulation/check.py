@@ -222,7 +222,9 @@ class Check:
         node = self.world.by_id.get(dead)
         if dead == host.name or node is None or node.left:
             return
-        silent_since = max(self.beats.get(dead, 0.0), self.world.server.calm_since)
+        silent_since = self.beats.get(dead, 0.0)
+        if not node.host.dead:
+            silent_since = max(silent_since, self.world.server.calm_since)
         silent = self.world.loop.now - silent_since
         if self.world.loop.now - self.gaps.get(dead, -9.0) < 1.0:
             return  # it woke when the others had found their verdict already

@@ -258,6 +258,7 @@ class SimLink:
         self.on_change = on_change
         self.stalled = False
         self.last_error: str | None = None
+        self._impatient: dict[asyncio.Future[Any], None] = {}
         self.loop = server.loop
         self.inside = self.loop.context_of(host)
         self.outside = self.loop.context_of(WORLD)
@@ -299,6 +300,11 @@ class SimLink:
         if self._watching is None:
             self._watch_in(STALL_SECONDS + WATCH_SECONDS)
         return future
+
+    def impatient(self, reply: asyncio.Future[Any]) -> None:
+        """See `Link`."""
+        self._impatient[reply] = None
+        reply.add_done_callback(lambda done: self._impatient.pop(done, None))
 
     def push(self, *command: Any) -> None:
         """See `Link`."""
@@ -423,6 +429,9 @@ class SimLink:
             connection.cut(may_arrive=True)
         elif age > STALL_SECONDS:
             self.stalled = True
+            for future in tuple(self._impatient):
+                if not future.done():
+                    future.set_exception(StoreLost("Redis stopped answering"))
             self._watch_in(LOST_SECONDS - age + WATCH_SECONDS)
         else:
             self._watch_in(STALL_SECONDS - age + WATCH_SECONDS)

@@ -5,8 +5,9 @@
 -- ARGV[2]  time to live of the claim, milliseconds
 -- ARGV[3]  `retry_of`: seq of a temporary failure to reopen, or ''
 -- ARGV[4]  most runs of one message
--- ARGV[5]  fence of the caller without its counter (the node's incarnation)
--- ARGV[6…] field, value, … of a new record (without fp, state, head, tip, fence, run)
+-- ARGV[5]  the caller: the node's incarnation
+-- ARGV[6]  random text that no other claim has: where Redis loses a claim and grants it anew, the fences must differ
+-- ARGV[7…] field, value, … of a new record (without fp, state, head, tip, fence, run)
 --
 -- {'new', fence}                        created; the caller owns it
 -- {'reopened', fence, head, attempts, generation, run, records}   a failure was reopened; the caller owns it
@@ -14,9 +15,9 @@
 -- {'mismatch'}                          another request stands under this id
 local have = redis.call('HMGET', KEYS[1], 'fp', 'state', 'head', 'gen', 'owner', 'fence', 'retry', 'run', 'attempts', 'records')
 if not have[1] then
-  local fence = '1:' .. ARGV[5]
+  local fence = '1:' .. ARGV[5] .. ':' .. ARGV[6]
   redis.call('HSET', KEYS[1], 'fp', ARGV[1], 'state', 'admitting', 'head', '0', 'tip', '0', 'run', '1', 'attempts', '0',
-    'owner', ARGV[5], 'fence', fence, unpack(ARGV, 6))
+    'owner', ARGV[5], 'fence', fence, unpack(ARGV, 7))
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   return {'new', fence}
 end
@@ -26,7 +27,7 @@ end
 if ARGV[3] ~= '' and have[2] == 'failed' and have[7] == '1' and have[3] == ARGV[3]
     and tonumber(have[8]) < tonumber(ARGV[4]) then
   local counter = tonumber(string.match(have[6], '^(%d+):')) + 1
-  local fence = string.format('%d:%s', counter, ARGV[5])
+  local fence = string.format('%d:%s:%s', counter, ARGV[5], ARGV[6])
   redis.call('HSET', KEYS[1], 'state', 'admitting', 'owner', ARGV[5], 'fence', fence, 'run', tonumber(have[8]) + 1)
   redis.call('HDEL', KEYS[1], 'end', 'records', 'retry', 'cancel', 'standing')
   redis.call('PEXPIRE', KEYS[1], ARGV[2])

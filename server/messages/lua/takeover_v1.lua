@@ -2,8 +2,9 @@
 --
 -- KEYS[1]  record of the message   KEYS[2]  journal   KEYS[3]  shard channel
 -- ARGV[1]  the owner that is taken for dead
--- ARGV[2]  fence of the caller without its counter (the node's incarnation)
--- ARGV[3]  how far the seqs jump, so that nothing the dead owner may have written can be mixed with what follows
+-- ARGV[2]  the caller: the node's incarnation
+-- ARGV[3]  how far the seqs jump, so that nothing the dead owner may have written can be mixed with what follows;
+--          random, so it also keeps this fence apart from one that Redis granted before and lost
 -- ARGV[4]  note to publish
 --
 -- {}                      there is no such message      {'other'}  it has another owner by now
@@ -20,7 +21,7 @@ local verdict = 'ended'
 if have[2] ~= 'done' and have[2] ~= 'failed' and have[2] ~= 'cancelled' then
   verdict = 'taken'
   local counter = tonumber(string.match(have[3], '^(%d+):')) + 1
-  redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'fence', string.format('%d:%s', counter, ARGV[2]),
+  redis.call('HSET', KEYS[1], 'owner', ARGV[2], 'fence', string.format('%d:%s:%s', counter, ARGV[2], ARGV[3]),
     'tip', string.format('%d', tonumber(have[4]) + tonumber(ARGV[3])))
   redis.call('SPUBLISH', KEYS[3], ARGV[4])
 end
