@@ -96,10 +96,7 @@ class Keeper:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
             if ended:
-                await self.finish(claim.keys, claim.generation, claim.run)
-                await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
-                if await self._is_open_again(claim):
-                    await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
+                await self._settle(claim)
             else:
                 await self._give_back(running)
         finally:
@@ -118,18 +115,25 @@ class Keeper:
 
         await self.stubbornly(keep)
 
-    async def _is_open_again(self, claim: Claim) -> bool:
-        """Whether Redis has lost the end that it had acknowledged: then the message must be driven to another one."""
+    async def _settle(self, claim: Claim) -> None:
+        """What is left to do after the end, done again as often as Redis loses it; or the end itself was lost."""
         found: list[Any] = []
 
         async def look() -> None:
             record = claim.keys.record
-            fields = ("owner", "gen", "run", "state")
+            fields = ("owner", "gen", "run", "state", "standing")
             found[:] = await self.means.store.call(record, "HMGET", record, *fields, seconds=STEP_SECONDS)
 
-        await self.stubbornly(look)
         mine = [self.node.encode(), claim.generation, b"%d" % claim.run]
-        return found[:3] == mine and found[3] not in (b"done", b"failed", b"cancelled")
+        while True:
+            await self.finish(claim.keys, claim.generation, claim.run)
+            await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
+            await self.stubbornly(look)
+            if found[:3] != mine or found[4] is not None:
+                return
+            if found[3] not in (b"done", b"failed", b"cancelled"):
+                await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
+                return
 
     async def _give_back(self, running: Running) -> None:
         """It could not be admitted, belongs to another node, or lost acknowledged writes."""

@@ -131,8 +131,10 @@ class Reader:
             for entry in entries:
                 first = max(entry.first, record.base)
                 for offset, event in enumerate(entry.events[first - entry.first :]):
-                    if first + offset > record.head or event[0] == END:
+                    if first + offset > record.head:
                         return
+                    if event[0] == END:
+                        continue  # of a failure that was reopened since, or the last one
                     yield event
             cursor, inclusive = entries[-1].last, False
         if not found and record.standing is not None:

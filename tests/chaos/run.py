@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from redis.exceptions import RedisError
@@ -201,7 +204,18 @@ async def run(plan: Plan) -> Figures:
         crowd = Crowd(fast.url, slow.url, plan.seed, figures)
         await _run_faults(plan, faults, trouble, crowd)
         await _check(r, crowd, trouble)
+        if not figures.passed:
+            _keep_logs(r, plan)
     return figures
+
+
+def _keep_logs(r: Rig, plan: Plan) -> None:
+    """After a failure: what the nodes and the upstream said."""
+    folder = Path(tempfile.mkdtemp(prefix=f"tidewire-chaos-seed-{plan.seed}-"))
+    for number, node in enumerate(r.nodes):
+        shutil.copy(node.log, folder / f"node-{number}.log")
+    shutil.copy(r.log.path, folder / "upstream.jsonl")
+    print(f"logs are kept in {folder}")
 
 
 def _slowed(link: Link) -> None:

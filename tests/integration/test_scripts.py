@@ -290,7 +290,7 @@ async def test_a_jump_leaves_no_entry_that_continues_it(board: Board) -> None:
     assert await board.append(new, 1, 1002, [T2]) == 1
 
 
-# --- start an attempt --------------------------------------------------------------------------------------------------
+# --- start an attempt ------------------------------------------------------------------------------------------------
 
 
 async def test_an_attempt_is_allocated_before_it_is_dispatched(board: Board) -> None:

@@ -32,6 +32,7 @@ FRAME_BYTES: Final = 8_192
 """More than any frame of these small texts may have."""
 BOGUS: Final = "something lost"
 """The text of a device whose cursor lies beyond the head."""
+GAP: Final = -3
 ENDS: Final = (b"done", b"failed", b"cancelled")
 
 
@@ -109,6 +110,10 @@ class Truth:
     takeovers: int = 0
     starts: set[tuple[bytes, bytes, bytes, int]] = field(default_factory=set)
     """(generation, fence, attempt, losses of Redis before) allocated."""
+    owner: str = ""
+    """Node whose claim or takeover was the last."""
+    stopped: bool = False
+    """Whether a stop was asked for before the last takeover."""
     jumped: bytes = b""
     """Fence of the last takeover that has not written yet."""
 
@@ -185,6 +190,7 @@ class Check:
                 truth = self.truths[keys[0]] = self.by_id[message_id] = Truth(message_id, keys[0])
             truth.claims += 1
             truth.jumped = b""
+            truth.owner, truth.stopped = host.name, False
             if truth.claims > 1 + truth.forgiven:
                 self.fail("G1", f"{truth.id} was claimed anew while its claim stood")
             if truth.now.head:
@@ -193,6 +199,7 @@ class Check:
         elif reply[0] == b"reopened" and truth is not None:
             truth.reopened += 1
             truth.jumped = b""
+            truth.owner, truth.stopped = host.name, False
 
     def _released(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
         if reply == 1 and (truth := self.truths.get(keys[0])) is not None:
@@ -218,6 +225,10 @@ class Check:
         if reply[0] != b"taken":
             return
         truth.takeovers += 1
+        if truth.owner and truth.owner != dead:
+            self.fail("G4", f"{truth.id} was taken from {dead}, but {truth.owner} had it")
+        truth.owner = host.name
+        truth.stopped = b"cancel" in self._record(keys[0])
         truth.jumped = self._record(keys[0])[b"fence"]
         node = self.world.by_id.get(dead)
         if dead == host.name or node is None or node.left:
@@ -232,6 +243,8 @@ class Check:
             self.fail("G4", f"{truth.id} was taken from {dead}, whose heart beat {silent:.3f} s ago")
 
     def _appended(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
+        if reply == GAP and not self.losses:
+            self.fail("G3", f"{host.name} meets a gap at {args[1]}, though Redis lost nothing")
         if reply < 0:
             return
         truth = self.truths.get(keys[0])
@@ -252,6 +265,8 @@ class Check:
         prev, first, events = msgpack.unpackb(data)
         if prev != now.head or first <= prev or last != first + len(events) - 1:
             self.fail("G3", f"{truth.id}: entry {prev}|{first}..{last} does not continue {now.head}")
+        if any(event[0] == "e" for event in events[:-1]):
+            self.fail("G3", f"{truth.id}: an event after the end in {last}")
         if truth.jumped == fence:
             truth.jumped = b""
             if first - prev < LEAST_JUMP:
@@ -279,7 +294,8 @@ class Check:
                 truth.before.append(truth.now.copy())
                 truth.now.cut(head)
             truth.now.ended = record.get(b"state") in ENDS
-            truth.jumped = b""
+            truth.jumped, truth.stopped = b"", False
+            truth.owner = record.get(b"owner", b"").decode()
 
     # --- what the upstream sees ---------------------------------------------------------------------------------------------
 
@@ -287,6 +303,8 @@ class Check:
         """The upstream is called."""
         truth = self.by_id.get(called.message_id)
         allocated = len(truth.starts) if truth is not None else 0
+        if truth is not None and truth.stopped:
+            self.fail("G4", f"{truth.id} goes on after a takeover, though a stop was asked for before")
         if called.number > allocated:
             self.fail("G1", f"call {called.number} for {called.message_id}, but {allocated} attempts were allocated")
 

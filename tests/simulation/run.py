@@ -1,0 +1,173 @@
+"""Play seeds, one after another or over several processes; shrink and print what fails."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from tests.simulation.check import Violation
+from tests.simulation.loop import Stuck
+from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.schedule import Schedule, draw
+from tests.simulation.world import World
+
+CHUNK: Final = 40
+"""Seeds that a worker takes at a time."""
+SEEDS_PER_COLLECTION: Final = 200
+FATAL: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one schedule."""
+
+    seed: int
+    violation: str | None
+    digest: int = 0
+    seconds: float = 0.0
+    """Virtual ones."""
+    trace: Sequence[str] = ()
+
+    @property
+    def rule(self) -> str:
+        """The rule that is broken, without the particulars."""
+        return (self.violation or "").partition(":")[0]
+
+
+def prepare() -> None:
+    """Make this process ready for many seeds: no log, and the collector only between seeds."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(FATAL), cache_logger_on_first_use=True, processors=[]
+    )
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def play(schedule: Schedule, mutant: Mutant | None = None, verbose: bool = False) -> Outcome:
+    """Play one schedule with the shipped code, or with a mutant of it."""
+    random.seed(schedule.seed)
+    world = World(schedule, mutant.edit_script if mutant is not None else None, verbose)
+    violation = None
+    try:
+        world.run()
+    except (Violation, Stuck) as error:
+        violation = str(error)
+    return Outcome(schedule.seed, violation, world.digest, world.loop.now, world.trace)
+
+
+def play_all(seeds: Iterable[int], mutant: Mutant | None = None) -> Iterator[Outcome]:
+    """Play seeds one after another."""
+    for count, seed in enumerate(seeds, 1):
+        yield play(draw(seed), mutant)
+        if count % SEEDS_PER_COLLECTION == 0:
+            gc.collect()
+
+
+# --- many seeds ---------------------------------------------------------------------------------------------------------
+
+
+def _work(chunk: tuple[int, int]) -> list[Outcome]:
+    outcomes = list(play_all(range(*chunk)))
+    gc.collect()
+    return outcomes
+
+
+def run(first: int, count: int, jobs: int, report: Callable[[Outcome], None]) -> tuple[int, float]:
+    """Play `count` seeds from `first` on over `jobs` processes; the number of failures and the seconds it took."""
+    began = time.perf_counter()
+    chunks = [(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)]
+    failures = 0
+    for outcomes in _over(jobs, chunks):
+        for outcome in outcomes:
+            if outcome.violation is not None:
+                failures += 1
+                report(outcome)
+    return failures, time.perf_counter() - began
+
+
+def _over(jobs: int, chunks: list[tuple[int, int]]) -> Iterator[list[Outcome]]:
+    if jobs <= 1:
+        prepare()
+        yield from map(_work, chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, prepare) as pool:
+        yield from pool.imap(_work, chunks)
+
+
+# --- shrinking ----------------------------------------------------------------------------------------------------------
+
+
+def shrink(schedule: Schedule, mutant: Mutant | None = None) -> Schedule:
+    """The same failure with as few steps as dropping them one by one gets; simpler circumstances where they do."""
+    rule = _play_safely(schedule, mutant).rule
+    for simpler in ({"lost_frames": 0.0}, {"spike": 0.0}, {"event_bytes": 16_384}, {"tail_bytes": 262_144}):
+        candidate = replace(schedule, **simpler)
+        if _play_safely(candidate, mutant).rule == rule:
+            schedule = candidate
+    dropped = True
+    while dropped:
+        dropped = False
+        for index in reversed(range(len(schedule.steps))):
+            candidate = schedule.without(index)
+            if _play_safely(candidate, mutant).rule == rule:
+                schedule, dropped = candidate, True
+    return schedule
+
+
+def _play_safely(schedule: Schedule, mutant: Mutant | None) -> Outcome:
+    if mutant is None:
+        return play(schedule)
+    with mutant.applied():
+        return play(schedule, mutant)
+
+
+# --- mutants ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """How one mutant fared."""
+
+    name: str
+    caught_by: int | None
+    """Seed whose world shows that it is broken, and does not with the shipped code."""
+    after: int
+    """Seeds tried."""
+    violation: str
+
+
+def hunt(name: str, most: int) -> Hunt:
+    """Play seeds with a mutant until one catches it."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    tried = 0
+    while tried < most:
+        with mutant.applied():
+            caught = next((o for o in play_all(range(tried, most), mutant) if o.violation is not None), None)
+        gc.collect()
+        if caught is None:
+            break
+        tried = caught.seed + 1
+        if play(draw(caught.seed)).violation is None:
+            return Hunt(name, caught.seed, tried, caught.violation or "")
+    return Hunt(name, None, most, "")
+
+
+def _hunt(work: tuple[str, int]) -> Hunt:
+    return hunt(*work)
+
+
+def hunt_all(names: Sequence[str], most: int, jobs: int) -> Iterator[Hunt]:
+    """Hunt mutants over `jobs` processes."""
+    work = [(name, most) for name in names]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, prepare) as pool:
+        yield from pool.imap(_hunt, work)

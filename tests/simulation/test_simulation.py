@@ -1,0 +1,125 @@
+"""The shipped code in simulated worlds: it holds, a seed replays exactly, a failure is shrunk; and the loop itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.loop import SimLoop
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.run import play, shrink
+from tests.simulation.schedule import draw
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 300
+
+
+def simulate(*words: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own: it turns the collector and the log off."""
+    environ = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-m", "tests.simulation", *words]
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_shipped_code_holds() -> None:
+    done = simulate("--seeds", str(SEEDS), "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", [7, 52, 90])
+def test_a_seed_replays_exactly(seed: int) -> None:
+    runs = [simulate("--seed", str(seed), "--verbose", hash_seed=h) for h in ("1", "2")]
+    assert runs[0].returncode == 0, runs[0].stdout + runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+    assert "twice the same" in runs[0].stdout
+
+
+def test_a_failure_is_shrunk() -> None:
+    mutant = next(m for m in MUTANTS if m.name == "same-seq-after-takeover")
+    with mutant.applied():
+        schedule = next(s for s in map(draw, range(200)) if play(s, mutant).violation is not None)
+    smaller = shrink(schedule, mutant)
+    assert len(smaller.steps) <= 4, smaller
+    with mutant.applied():
+        assert play(smaller, mutant).rule == "G4"
+    assert play(replace(smaller)).violation is None
+
+
+def test_mutants_leave_nothing_behind() -> None:
+    for mutant in MUTANTS:
+        before = [owner.__dict__[name] for owner, name, _ in mutant.methods]
+        with mutant.applied():
+            assert all(owner.__dict__[name] is method for owner, name, method in mutant.methods)
+        assert [owner.__dict__[name] for owner, name, _ in mutant.methods] == before
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------
+
+
+def test_time_jumps_and_keeps_order() -> None:
+    loop = SimLoop(1)
+    seen: list[tuple[float, str]] = []
+
+    async def sleeper(name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        seen.append((loop.time(), name))
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            for name, seconds in (("c", 3.0), ("a", 1.0), ("b", 1.0)):
+                group.create_task(sleeper(name, seconds))
+
+    loop.run_until_complete(main())
+    assert seen == [(1.0, "a"), (1.0, "b"), (3.0, "c")]
+
+
+def test_timeouts_and_cancellation() -> None:
+    loop = SimLoop(1)
+
+    async def main() -> str:
+        try:
+            async with asyncio.timeout(2.0):
+                await asyncio.sleep(5.0)
+        except TimeoutError:
+            return f"at {loop.time()}"
+        return "never"
+
+    assert loop.run_until_complete(main()) == "at 2.0"
+
+
+def test_a_paused_host_is_late_and_a_dead_one_is_silent() -> None:
+    from tests.simulation.loop import Host
+
+    loop = SimLoop(1)
+    seen: list[tuple[str, float]] = []
+    hosts = {name: Host(name) for name in ("well", "paused", "dead")}
+    for name, host in hosts.items():
+        loop.call_later(1.0, lambda name=name: seen.append((name, loop.time())), context=loop.context_of(host))
+    loop.pause(hosts["paused"])
+    loop.kill(hosts["dead"])
+    loop.call_later(5.0, loop.wake, hosts["paused"])
+    loop.run(lambda: False, 10.0)
+    assert seen == [("well", 1.0), ("paused", 5.0)]
+
+
+def test_hosts_run_in_any_order_but_each_in_its_own() -> None:
+    from tests.simulation.loop import Host
+
+    orders = set()
+    for seed in range(20):
+        loop = SimLoop(seed)
+        seen: list[str] = []
+        for name in "ab":
+            context = loop.context_of(Host(name))
+            for number in (1, 2):
+                loop.call_soon(seen.append, f"{name}{number}", context=context)
+        loop.run(lambda: False, 1.0)
+        assert [s for s in seen if s[0] == "a"] == ["a1", "a2"]
+        orders.add(tuple(seen))
+    assert len(orders) > 1
