@@ -26,6 +26,7 @@ from server.access.credentials import target_specs
 from server.app import build
 from server.config import Settings
 from server.node import Node, NodeParts
+from server.sessions.transport import DroppingProtocol
 from server.store.embedded import EmbeddedRedis
 from server.store.link import StoreError
 from server.telemetry.tasks import TaskOwner
@@ -112,7 +113,7 @@ async def _serve_node(node: Node, listener: socket.socket, stop: asyncio.Event, 
     server = _Uvicorn(
         uvicorn.Config(
             build(node),
-            ws="websockets-sansio",
+            ws=DroppingProtocol,
             ws_max_size=settings.max_frame_bytes,
             ws_ping_interval=settings.heartbeat_seconds,
             ws_ping_timeout=settings.heartbeat_seconds,

@@ -5,16 +5,22 @@ Every step may be repeated, and may be done by another node than the one that wr
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
 import msgpack
 
-from server.messages.events import END
+from server.messages.events import CALLS, END, REASONING, TEXT, Event, merge_calls
 from server.messages.reader import Reader, Standing
 from server.messages.scripts import FINALIZE
 from server.store.keys import MessageKeys
 from server.store.store import Store
 
-SMALL_BYTES = 65_536
+SMALL_BYTES: Final = 65_536
 """How much is gathered in memory before it is appended to Redis."""
+LEFT_BEHIND_MS: Final = 3_600_000
+"""How long the gathered bytes of a node that died over them are kept."""
 
 
 async def finalize(
@@ -32,30 +38,72 @@ async def finalize(
         return False
     if record.standing is not None:
         return True  # it was done before, and the journal it was gathered from may have gone since
-    standing = await gather(reader, keys, record.base)
-    calls = msgpack.packb(standing.calls) if standing.calls else b""
-    text, reasoning = b"".join(standing.text), b"".join(standing.reasoning)
-    gathered = keys.standing + b":" + generation
-    whole = text + reasoning + calls
-    if whole:
-        await store.call(keys.standing, "SET", gathered, whole, seconds=5.0)
-    lengths = msgpack.packb((len(text), len(reasoning), len(calls)))
+    gathered = keys.standing + b":" + generation + secrets.token_bytes(8)
+    lengths = await _keep(store, reader, keys, record.base, gathered)
     answer = await store.run(
         FINALIZE,
         [keys.record, keys.journal, keys.standing, gathered],
-        [generation + b":%d" % run, lengths, round(retention_seconds * 1000), round(claim_seconds * 1000)],
+        [
+            generation + b":%d" % run,
+            msgpack.packb(lengths),
+            round(retention_seconds * 1000),
+            round(claim_seconds * 1000),
+        ],
         seconds=5.0,
     )
     return bool(answer)
 
 
-async def gather(reader: Reader, keys: MessageKeys, base: int) -> Standing:
-    """What stands of a message since its last restart at `base`, read by the page."""
-    standing, cursor, inclusive = Standing(), base, True
+async def _keep(store: Store, reader: Reader, keys: MessageKeys, base: int, gathered: bytes) -> tuple[int, int, int]:
+    """Append text, then reasoning, then tool calls to `gathered`, which nobody else writes; their lengths in bytes.
+
+    What is in memory at any time is a page of the journal, not the message: it may have 64 MB, and many end at once.
+    """
+    calls: list[dict[str, Any]] = []
+    lengths = {TEXT: 0, REASONING: 0}
+    for kind in (TEXT, REASONING):
+        held, size, other = [], 0, False
+        async for found, body in _events(reader, keys, base):
+            if found == kind:
+                data = body.encode()
+                held.append(data)
+                size += len(data)
+            elif found == REASONING:
+                other = True
+            elif found == CALLS and kind == TEXT:
+                merge_calls(calls, body)
+            if size >= SMALL_BYTES:
+                lengths[kind] += await _append(store, gathered, b"".join(held))
+                held, size = [], 0
+        lengths[kind] += await _append(store, gathered, b"".join(held))
+        if kind == TEXT and not other:
+            break
+    packed = msgpack.packb(calls) if calls else b""
+    return lengths[TEXT], lengths[REASONING], await _append(store, gathered, packed)
+
+
+async def _append(store: Store, gathered: bytes, data: bytes) -> int:
+    """Append and see to it that what a crash leaves behind goes by itself; the length of `data`."""
+    if data:
+        await store.call(gathered, "APPEND", gathered, data, seconds=5.0)
+        await store.call(gathered, "PEXPIRE", gathered, LEFT_BEHIND_MS, seconds=5.0)
+    return len(data)
+
+
+async def _events(reader: Reader, keys: MessageKeys, base: int) -> AsyncGenerator[Event, None]:
+    """What stands since the last restart at `base`, read by the page."""
+    cursor, inclusive = base, True
     while entries := await reader.page(keys, cursor, inclusive):
         for entry in entries:
             for seq, event in enumerate(entry.events, entry.first):
                 if seq >= base and event[0] != END:
-                    standing.add(event)
+                    yield event[0], event[1]
         cursor, inclusive = entries[-1].last, False
+
+
+async def gather(reader: Reader, keys: MessageKeys, base: int) -> Standing:
+    """What stands of a message since its last restart at `base`, all of it in memory."""
+    standing = Standing()
+    async for event in _events(reader, keys, base):
+        standing.add(event)
     return standing

@@ -145,7 +145,17 @@ class Keeper:
         if error is not None:
             await self.stubbornly(lambda: self._release_or_go_on(claim, error))
         else:
-            await self.stubbornly(lambda: self._unlist(claim.tag))
+            await self.stubbornly(lambda: self._let_go(claim.tag))
+
+    async def _let_go(self, tag: str) -> None:
+        """Another claim has the message; if it is an earlier one of ours, to which Redis fell back, it goes on here."""
+        record = MessageKeys.of(tag).record
+        owner, state = await self.means.store.call(record, "HMGET", record, "owner", "state", seconds=STEP_SECONDS)
+        ours = owner == self.node.encode() and state not in (b"done", b"failed", b"cancelled")
+        if ours and tag not in self.running:
+            await self.adopt(tag, self.node)
+        else:
+            await self._unlist(tag)
 
     async def _release_or_go_on(self, claim: Claim, error: ProtocolError) -> None:
         """Free the id; what can't be freed, because more than a claim stands under it, is not left without an owner."""

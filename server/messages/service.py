@@ -192,7 +192,8 @@ class Messages:
 
     def _forget_hints(self, tag: str, user: str, message_id: str, reply: Sequence[Any]) -> None:
         """The claim was somebody else's: our hint goes; the user's stays as long as the message runs."""
-        if self.keeper.has(tag):
+        ours = reply[0] == b"have" and reply[4] == self.node.encode()  # then `reconcile` sees to it
+        if ours or self.keeper.has(tag):
             return
         self._owner.start(self._remove_hints(tag, user, message_id, reply[0] == b"mismatch"), "hints")
 
@@ -290,6 +291,8 @@ def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation
     """The claim that the script's reply grants."""
     reopened = reply[0] == b"reopened"
     head = int(reply[2]) if reopened else 0
+    records = tuple(msgpack.unpackb(reply[6])) if reopened and reply[6] else ()
+    made = [int(reply[3]) if reopened else 0, *(record["attempt"] for record in records)]
     return Claim(
         id=send.id,
         tag=tag,
@@ -301,8 +304,8 @@ def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation
         user_tag=user_tag(who.tenant, who.kind, who.user),
         head=head,
         first=head + 1,
-        attempts=int(reply[3]) if reopened else 0,
-        records=tuple(msgpack.unpackb(reply[6])) if reopened and reply[6] else (),
+        attempts=max(made),  # Redis may have lost the number of an attempt whose record came later
+        records=records,
         reason=Reason("retried", "the failed message was asked for again") if reopened else None,
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
     )

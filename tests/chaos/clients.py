@@ -19,6 +19,7 @@ from protocol.client.failures import ClientClosed, ConnectionFailed, MessageErro
 from protocol.client.message import ClientMessage, MessageState
 from protocol.client.timing import Backoff
 from tests.chaos.figures import Figures
+from tests.chaos.rig import told
 from tests.upstreams.script import reply_to
 
 MODEL: Final = "scripted"
@@ -294,7 +295,7 @@ class Crowd:
         return True
 
     def _note_end(self, view: ClientMessage, asked: Asked) -> None:
-        end = {key: value for key, value in (view.end or {}).items() if key != "type"}
+        end = told(view.end)
         if view.end is None:  # cancelled before anything was sent
             return
         if asked.end is None:

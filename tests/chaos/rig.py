@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, stored_messages
 from tests.processes import ServeProcess, serve_config, serving_processes
 from tests.upstreams.scripted import process as scripted
-from tests.wire import Wire, eventually, wire
+from tests.wire import Wire, eventually
 
 MODEL = "scripted"
 LOG_CHARACTERS = 4_000
@@ -78,6 +78,11 @@ class Rig:
             await client.aclose()
 
 
+def told(end: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An end frame without what depends on the follower's own cursor."""
+    return {name: value for name, value in (end or {}).items() if name != "after"}
+
+
 def incarnation(node: ServeProcess) -> str:
     """The id under which a node that was just started beats."""
     return re.findall(r'"node":"([0-9a-f]+)","event":"node_started"', node.log.read_text())[-1]
@@ -107,6 +112,3 @@ async def read_until(socket: Wire, message_id: str, characters: int) -> None:
     view = socket.view(message_id)
     while len(view.text) < characters:
         await socket.recv()
-
-
-__all__ = ["ENDED", "MODEL", "Rig", "ask", "incarnation", "read_until", "rig", "wire"]

@@ -205,16 +205,18 @@ async def run(plan: Plan) -> Figures:
         await _run_faults(plan, faults, trouble, crowd)
         await _check(r, crowd, trouble)
         if not figures.passed:
-            _keep_logs(r, plan)
+            _keep_logs(r, plan, store)
     return figures
 
 
-def _keep_logs(r: Rig, plan: Plan) -> None:
-    """After a failure: what the nodes and the upstream said."""
+def _keep_logs(r: Rig, plan: Plan, store: RedisServer | Cluster) -> None:
+    """After a failure: what everybody said."""
     folder = Path(tempfile.mkdtemp(prefix=f"tidewire-chaos-seed-{plan.seed}-"))
     for number, node in enumerate(r.nodes):
         shutil.copy(node.log, folder / f"node-{number}.log")
     shutil.copy(r.log.path, folder / "upstream.jsonl")
+    for server in [store] if isinstance(store, RedisServer) else store.servers:
+        shutil.copy(server.folder / "server.log", folder / f"redis-{server.port}.log")
     print(f"logs are kept in {folder}")
 
 

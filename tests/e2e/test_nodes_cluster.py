@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.chaos.cluster import cluster
-from tests.chaos.rig import Rig, ask, read_until, rig
+from tests.chaos.rig import Rig, ask, read_until, rig, told
 from tests.upstreams.script import expected_text
 from tests.wire import View, wire
 
@@ -35,7 +35,7 @@ async def _main_job(r: Rig) -> None:
     for (message_id, messages), other in zip(asked.items(), others, strict=True):
         view = other.result()
         assert view.text == socket.view(message_id).text == expected_text(messages, "scripted")
-        assert view.end == socket.view(message_id).end
+        assert told(view.end) == told(socket.view(message_id).end)
         await r.check_once(message_id, messages)
 
 
@@ -67,7 +67,7 @@ async def _cancel(r: Rig) -> None:
         await read_until(first, "stop", 20)
         await other.send({"type": "cancel", "id": "stop"})
         receipt = await other.type("cancelled", "stop")
-        assert (await first.ended("stop")).end == receipt
+        assert told((await first.ended("stop")).end) == told(receipt)
     assert (await r.until_end_of(r.log.calls(messages)[0]))["client_gone"]
     await r.check_once("stop", messages)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 
-from tests.chaos.rig import ask, rig
+from tests.chaos.rig import ask, rig, told
 from tests.upstreams.script import expected_text
 from tests.wire import View, wire
 
@@ -36,11 +35,11 @@ async def test_g1_fifty_sends_of_one_id_over_four_nodes_are_one_call_and_one_bil
             for view in views:
                 assert view.text == expected_text(messages, "scripted")
                 assert len(view.attempts) == 1
-                assert view.end == views[0].end
+                assert told(view.end) == told(views[0].end)
                 view.check_hash()
             # after the end: a repeat replays and calls nobody
             late = await _one(urls[round_], message_id, messages)
-            assert (late.text, late.end) == (views[0].text, views[0].end)
+            assert (late.text, told(late.end)) == (views[0].text, told(views[0].end))
         assert r.log.count() == 3
 
 
@@ -54,5 +53,3 @@ async def test_g1_another_request_under_a_used_id_is_refused(valkey_url: str) ->
             assert (error["code"], error["status"], error["retryable"]) == ("idempotency_mismatch", 422, False)
         await r.check_once("used", messages)
         assert r.log.count() == 1
-        metrics = re.findall(r"message_adopted", r.nodes[0].log.read_text() + r.nodes[1].log.read_text())
-        assert not metrics

@@ -69,9 +69,10 @@ async def test_g5_a_client_that_stops_reading_fifty_megabytes_costs_a_cursor(val
         assert view.text == expected_text(messages, "scripted")
         view.check_hash()
         await r.check_once("big", messages)
+        told = f"{frames} frames, the largest of {socket.largest} bytes"
         print(
-            f"grew by {stalled / MIB:.1f} MiB while nobody read, by {watch.grown / MIB:.1f} MiB until all was told,"
-            f" in {frames} frames, the largest of {socket.largest} bytes"
+            f"{watch.before / MIB:.0f} MiB before; grew by {stalled / MIB:.1f} MiB while nobody read,"
+            f" by {watch.grown / MIB:.1f} MiB until all was told, in {told}"
         )
         assert watch.grown < BIG_BOUND
         assert frames < BIG_BYTES / 50_000, "catching up takes few large frames"

@@ -217,14 +217,26 @@ async def test_pushes_go_to_their_listener_and_not_to_callers(redis_url: str) ->
     await asyncio.gather(listener.close(), speaker.close())
 
 
+async def test_a_call_in_the_moment_of_the_loss_is_not_forgotten(link: Link) -> None:
+    """Whoever hears of the loss may ask again at once: the call is refused or answered, but it does not hang."""
+    waiting = link.call("BLPOP", "empty", 0)
+    link.turn_to(link.address)
+    with pytest.raises(StoreLost):
+        await within(2, waiting)
+    with pytest.raises((StoreUnavailable, StoreLost)):
+        await within(2, link.call("PING"))
+
+
 async def test_a_link_follows_its_primary_to_another_address(redis_url: str, own: RedisServer) -> None:
     link = Link(address_of(redis_url))
     await link.ready(5)
     await link.call("SET", "where", "old")
+    changes: list[bool] = []
+    link.on_change = changes.append
     waiting = link.call("BLPOP", "empty", 0)
     link.turn_to(address_of(own.url))
     with pytest.raises(StoreLost):
-        await waiting
-    await eventually(lambda: link.connected)
-    assert await link.call("GET", "where") is None
+        await within(2, waiting)
+    await eventually(lambda: changes == [False, True])
+    assert await within(2, link.call("GET", "where")) is None
     await link.close()

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import heapq
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -304,14 +305,16 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def drop(self) -> None:
         """End a finished simulation: unfinished coroutines are closed while no loop runs, so they reach nothing."""
-        for task in reversed(self.tasks):
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine = task.get_coro()
-                try:
-                    coroutine.close()  # type: ignore[union-attr]
-                except BaseException:  # noqa: BLE001, S110 - its clean-up finds no loop; nobody is left to care
-                    pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # clean-up that would start tasks finds no loop
+            for task in reversed(self.tasks):
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    coroutine = task.get_coro()
+                    try:
+                        coroutine.close()  # type: ignore[union-attr]
+                    except BaseException:  # noqa: BLE001, S110 - nobody is left to care
+                        pass
         self.tasks.clear()
         self._timers.clear()
         self._runnable.clear()

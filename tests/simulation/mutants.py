@@ -17,7 +17,6 @@ from server.messages.journal import Outbox
 from server.messages.keeper import Keeper
 from server.messages.message import Claim
 from server.messages.ownership import Observer
-from server.messages.reader import Standing
 from server.messages.service import Messages
 from server.sessions.outbound import Follow, Outbound
 from server.store.keys import MessageKeys
@@ -59,6 +58,7 @@ class Mutant:
 _APPEND: Final = b"-- Append one entry"
 _CLAIM: Final = b"-- Create a message"
 _TAKEOVER: Final = b"-- Become the owner"
+_FINALIZE: Final = b"-- Keep what stands"
 _START: Final = b"-- Allocate an attempt"
 _take: Final = Outbox.take
 _command: Final = Outbox.command
@@ -156,14 +156,6 @@ def _silent_beyond_the_head(self: Outbound, follow: Follow) -> bytes | None:
     return None if follow.cursor > follow.channel.head else _from_tail(self, follow)
 
 
-def _keeps_the_first_piece(self: Standing, event: Any) -> None:
-    if event[0] != "t" or not self.text:
-        _add(self, event)
-
-
-_add: Final = Standing.add
-
-
 def _methods(*triples: tuple[type, str, Callable[..., Any]]) -> tuple[tuple[type, str, Any], ...]:
     return triples
 
@@ -201,7 +193,7 @@ MUTANTS: Final = (
     ),
     Mutant("end-written-twice", "the last entry holds the end twice", (), _methods((Outbox, "take", _take_end_twice))),
     Mutant("hub-skips-gaps", "a tail takes entries that do not continue it", (), _methods((Channel, "publish", _publish_over_gaps))),
-    Mutant("finalize-drops-text", "only the first piece of the text is kept", (), _methods((Standing, "add", _keeps_the_first_piece))),
+    Mutant("finalize-drops-text", "what stands at the end is not kept", ((_FINALIZE, b"redis.call('RENAME', KEYS[4], KEYS[3])", b"redis.call('DEL', KEYS[4])"),)),
     Mutant(
         "fence-not-unique",
         "a claim granted anew has the fence of the one that was lost",
