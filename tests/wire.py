@@ -43,6 +43,7 @@ class View:
     attempts: list[Frame] = field(default_factory=list)
     snapshots: int = 0
     end: Frame | None = None
+    """The end frame, without `after`."""
     frames: list[Frame] = field(default_factory=list)
     _parts: list[Frame] = field(default_factory=list)
 
@@ -55,11 +56,14 @@ class View:
         if kind == "snapshot":
             self._snapshot(frame)
             return
+        if self.end is not None and told(frame) == self.end:
+            return  # an end may be told again
         assert not self._parts, f"{kind} between the parts of a snapshot"
         assert self.end is None or self.end["type"] == "failed", f"{kind} after {self.end}"
         assert frame["seq"] > self.cursor, f"seq {frame['seq']} does not rise from {self.cursor}"
+        if not (kind in END and self.only_receipt):
+            assert frame["after"] == self.cursor, f"{kind} after {frame['after']} for a client at {self.cursor}"
         if kind == "delta":
-            assert frame["after"] == self.cursor, f"a delta after {frame['after']} for a client at {self.cursor}"
             self._add(frame)
         elif kind == "attempt":
             self.end = None
@@ -68,8 +72,13 @@ class View:
                 self.text, self.reasoning, self.tool_calls = "", "", []
         else:
             assert kind in END, frame
-            self.end = frame
+            self.end = told(frame)
         self.cursor = frame["seq"]
+
+    @property
+    def only_receipt(self) -> bool:
+        """Whether nothing but an end is expected: a stop was asked for without following."""
+        return not self.cursor and not self.attempts
 
     def _snapshot(self, frame: Frame) -> None:
         if frame["part"] == 1:
@@ -102,6 +111,11 @@ class View:
         assert self.end is not None
         data = self.text.encode()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (self.end["text_bytes"], self.end["text_sha256"])
+
+
+def told(frame: Frame) -> Frame:
+    """A frame without where it continues from, which is the reader's."""
+    return {name: value for name, value in frame.items() if name != "after"}
 
 
 class Wire:

@@ -50,15 +50,15 @@ def next_frame(
     start = cursor
     parts: list[Any] = []
     size = 0
-    for before, seq, event in events_after(entries, cursor):
+    for _, seq, event in events_after(entries, cursor):
         if event[0] == END and seq < head:
             continue
         if not kind:
-            kind, start = event[0], before
+            kind = event[0]  # `after` is where the reader stands, also where an end was passed over
             if kind == ATTEMPT:
-                return {"type": "attempt", "id": message_id, "after": before, "seq": seq, **event[1]}, seq
+                return {"type": "attempt", "id": message_id, "after": start, "seq": seq, **event[1]}, seq
             if kind == END:
-                return {"type": event[1], "id": message_id, "after": before, "seq": seq, **event[2]}, seq
+                return {"type": event[1], "id": message_id, "after": start, "seq": seq, **event[2]}, seq
         elif event[0] != kind:
             break
         body = event[1]

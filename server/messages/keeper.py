@@ -116,24 +116,19 @@ class Keeper:
         await self.stubbornly(keep)
 
     async def _settle(self, claim: Claim) -> None:
-        """What is left to do after the end, done again as often as Redis loses it; or the end itself was lost."""
-        found: list[Any] = []
+        """What is left to do after the end; if Redis has lost the end or this meanwhile, the message goes on from there."""
+        await self.finish(claim.keys, claim.generation, claim.run)
+        await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
+        await self.stubbornly(lambda: self._resettle(claim))
 
-        async def look() -> None:
-            record = claim.keys.record
-            fields = ("owner", "gen", "run", "state", "standing")
-            found[:] = await self.means.store.call(record, "HMGET", record, *fields, seconds=STEP_SECONDS)
-
-        mine = [self.node.encode(), claim.generation, b"%d" % claim.run]
-        while True:
-            await self.finish(claim.keys, claim.generation, claim.run)
-            await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
-            await self.stubbornly(look)
-            if found[:3] != mine or found[4] is not None:
-                return
-            if found[3] not in (b"done", b"failed", b"cancelled"):
-                await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
-                return
+    async def _resettle(self, claim: Claim) -> None:
+        record = claim.keys.record
+        owner, state, standing = await self.means.store.call(
+            record, "HMGET", record, "owner", "state", "standing", seconds=STEP_SECONDS
+        )
+        settled = state in (b"done", b"failed", b"cancelled") and standing is not None
+        if owner == self.node.encode() and not settled and claim.tag not in self.running:
+            await self.adopt(claim.tag, self.node)
 
     async def _give_back(self, running: Running) -> None:
         """It could not be admitted, belongs to another node, or lost acknowledged writes."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import structlog
 
 from protocol.codec import Codec
 from protocol.errors import ProtocolError
-from server.messages.events import END, Entry
+from server.messages.events import END, Entry, Event
 from server.messages.follow import Frame, Hole, next_frame
 from server.messages.hub import Channel, Encoded
 from server.messages.reader import Reader
@@ -285,6 +286,9 @@ class Outbound:
     async def _read_page(self, follow: Follow) -> None:
         channel = follow.channel
         entries = [] if follow.receipt_only else await self.reader.page(channel.keys, follow.cursor)
+        if entries and entries[-1].last < channel.head and _only_an_end(entries[-1].after(follow.cursor)):
+            # a failure that was reopened since is passed over: alone it would leave the reader where it is
+            entries += await self.reader.page(channel.keys, entries[-1].last, False)
         if not any(entry.last > follow.cursor for entry in entries):
             record = await self.reader.record(channel.keys)
             if record is None or record.end is None:
@@ -328,6 +332,10 @@ class Outbound:
         await self._page_used.wait()
         if self.follows.get(follow.tag) is follow:
             self._page_used.clear()
+
+
+def _only_an_end(events: Sequence[Event]) -> bool:
+    return len(events) == 1 and events[0][0] == END
 
 
 def error_frame(re: str | None, message_id: str | None, error: dict[str, Any]) -> Frame:

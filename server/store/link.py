@@ -176,14 +176,20 @@ class Link:
         self._timer = self.loop.call_later(WATCH_SECONDS, self._watch)
 
     @property
+    def _live(self) -> _Wire | None:
+        """The connection, unless it is lost already: what is written to a lost one is never answered, nor refused."""
+        wire = self._wire
+        return None if wire is None or wire.closed.done() else wire
+
+    @property
     def connected(self) -> bool:
         """Whether there is a connection."""
-        return self._wire is not None
+        return self._live is not None
 
     @property
     def available(self) -> bool:
         """Whether a command sent now can be expected to be answered soon."""
-        return self._wire is not None and not self.stalled
+        return self._live is not None and not self.stalled
 
     async def ready(self, timeout_seconds: float) -> None:
         """Wait for a connection. Raises `StoreUnavailable` after `timeout_seconds`."""
@@ -198,14 +204,16 @@ class Link:
 
         Raises `StoreUnavailable` at once if there is no connection. The future raises `StoreReply` or `StoreLost`.
         """
-        if self._wire is None:
+        wire = self._live
+        if wire is None:
             raise StoreUnavailable(f"no connection to Redis at {self.address}")
-        return self._wire.write(command, self.loop.time())
+        return wire.write(command, self.loop.time())
 
     def push(self, *command: Any) -> None:
         """Send a command that is answered by pushes (SSUBSCRIBE), not by a reply; nothing without a connection."""
-        if self._wire is not None and self._wire.transport is not None:
-            self._wire.transport.write(hiredis.pack_command(command))
+        wire = self._live
+        if wire is not None and wire.transport is not None:
+            wire.transport.write(hiredis.pack_command(command))
 
     def impatient(self, reply: asyncio.Future[Any]) -> None:
         """A client waits for this reply: it fails with `StoreLost` as soon as the server falls silent.

@@ -132,13 +132,15 @@ def audit(messages: Sequence[Mapping[str, Any]], stored: Stored | None, log: Ups
             verdict.doubled.append(f"{len(calls)} calls for a message that Redis does not know")
         return verdict
     records, lost = stored.records, [r for r in stored.records if r["outcome"] == LOST]
+    # a node may die, or a stop may come, between allocating an attempt and making its call: then nobody pays for it
+    unmade = [r for r in records if r in lost or (r["payer"] == "operator" and not r["output_tokens"])]
     numbers = [record["attempt"] for record in records]
     if len(set(numbers)) != len(numbers):
         verdict.double_billed.append(f"{stored.id}: an attempt recorded twice: {numbers}")
     if len(calls) > len(records):
         verdict.doubled.append(f"{stored.id}: {len(calls)} calls, {len(records)} records ({stored.state})")
-    elif len(records) - len(calls) > len(lost):  # a node may die between allocating an attempt and making the call
-        verdict.doubled.append(f"{stored.id}: {len(records)} records, only {len(calls)} calls, {len(lost)} lost")
+    elif len(records) - len(calls) > len(unmade):
+        verdict.doubled.append(f"{stored.id}: {len(records)} records, only {len(calls)} calls: {records}")
     if len(records) - len(lost) > 1:
         verdict.doubled.append(f"{stored.id}: {len(records)} attempts, but only {len(lost)} lost owners")
     _audit_bill(messages, stored, model, verdict)

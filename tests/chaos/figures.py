@@ -27,7 +27,9 @@ class Figures:
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     recovery: list[float] = field(default_factory=list)
-    """From the kill of its owner to a message's first new delta."""
+    """From the kill of its owner to a message's first new delta at a client, whatever else keeps that client away."""
+    takeover: list[float] = field(default_factory=list)
+    """From the kill of its owner to the survivor's call upstream, by the upstream's log."""
     resume: list[float] = field(default_factory=list)
     """From `hello` to the first frame of a resumed message."""
     added: list[float] = field(default_factory=list)
@@ -51,6 +53,7 @@ class Figures:
         return {
             "passed": self.passed,
             "counts": {**dict.fromkeys(ZEROS, 0), **dict(sorted(self.counts.items()))},
+            "takeover_seconds": _spread(self.takeover),
             "recovery_seconds": _spread(self.recovery),
             "resume_seconds": _spread(self.resume),
             "added_delay_seconds": _spread(self.added),
@@ -78,7 +81,8 @@ class Figures:
             ("reconnects / takeovers / refused and asked again", f"{count['reconnects']} / {count['takeovers']}"
                 f" / {count['refused']}"),
             *((kind.replace("_", "-"), str(count[kind])) for kind in ZEROS),
-            ("recovery after a kill", _told(told["recovery_seconds"])),
+            ("from a kill to the survivor's call upstream", _told(told["takeover_seconds"])),
+            ("from a kill to the first new delta at a client", _told(told["recovery_seconds"])),
             ("resume latency", _told(told["resume_seconds"])),
             ("added delay per delta", _told(told["added_delay_seconds"])),
             ("  in untouched messages", _told(told["added_delay_calm_seconds"])),

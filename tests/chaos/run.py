@@ -55,8 +55,8 @@ class Trouble:
         self.figures = figures
         self.well = set(range(len(r.nodes)))
         """Nodes that serve."""
-        self.killed: dict[str, float] = {}
-        """Message → when its owner was killed."""
+        self.killed: dict[str, tuple[float, float]] = {}
+        """Message → when its owner was killed, by the monotonic clock and by that of the upstream's log."""
         self._store_busy = asyncio.Lock()
 
     def ports(self) -> list[int]:
@@ -89,7 +89,7 @@ class Trouble:
             self.well.add(number)
 
     async def _kill(self, node: ServeProcess, seconds: float) -> None:
-        owner, at = incarnation(node), time.monotonic()
+        owner, at = incarnation(node), (time.monotonic(), time.time())
         await node.kill()
         for message_id in await self._owned_by(owner):
             self.killed[message_id] = at
@@ -285,14 +285,21 @@ async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
         figures.added += delays
         if not asked.troubled and message is not None and len(message.records) == 1:
             figures.added_calm += delays
-        _note_recovery(asked.restarted_at, trouble.killed.get(asked.id), figures)
+        if asked.id in trouble.killed:
+            _note_recovery(asked.restarted_at, r.log.calls(asked.messages), trouble.killed[asked.id], figures)
     figures.counts["upstream_calls"] = r.log.count()
 
 
-def _note_recovery(restarts: list[tuple[float, int]], killed: float | None, figures: Figures) -> None:
-    after = [at - killed for at, _ in restarts if killed is not None and at > killed]
-    if after and min(after) < RECOVERY_SECONDS:
-        figures.recovery.append(min(after))
+def _note_recovery(
+    restarts: list[tuple[float, int]], calls: list[dict[str, Any]], killed: tuple[float, float], figures: Figures
+) -> None:
+    """How long it took after a kill: to the survivor's call upstream, and to the first new text at a client."""
+    called = [call["t"] - killed[1] for call in calls if call["t"] > killed[1]]
+    shown = [at - killed[0] for at, _ in restarts if at > killed[0]]
+    if called and min(called) < RECOVERY_SECONDS:
+        figures.takeover.append(min(called))
+    if shown and min(shown) < RECOVERY_SECONDS:
+        figures.recovery.append(min(shown))
 
 
 async def _all_settled(r: Rig) -> dict[str, Any]:

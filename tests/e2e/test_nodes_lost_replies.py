@@ -183,6 +183,7 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
     keeper.begin = begin  # type: ignore[method-assign]
     await bench.thawed()
     async with wire(bench.url) as socket:
+        socket.view("m").cursor = record.head
         await socket.send({"type": "resume", "id": "m", "after": record.head})
         view = await socket.ended("m")
     assert view.end is not None
@@ -192,3 +193,19 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
 def self_healing() -> list[dict[str, str]]:
     """A request that fails for now, the first time."""
     return ask("tokens=10 status=503 times=1", "m")
+
+
+async def test_a_follower_of_a_claim_that_is_gone_is_told_so_and_may_follow_the_next_one(bench: Bench) -> None:
+    """The record went (a release whose note was lost, a failover); then the id stands for a new claim elsewhere."""
+    await bench.claim(DEAD, attempts=1)
+    async with wire(bench.url) as socket:
+        await socket.send({"type": "resume", "id": "m", "after": 0})
+        await socket.type("accepted", "m")
+        await bench.node.store.call(bench.keys.record, "DEL", bench.keys.record)
+        assert (await socket.error("m"))["code"] in ("message_unknown", "store_unavailable")
+        await bench.claim(DEAD, attempts=1)
+        await socket.send({"type": "resume", "id": "m", "after": 0})
+        await socket.type("accepted", "m")
+        await bench.node.keeper.adopt(bench.tag, DEAD)
+        view = await socket.ended("m")
+    assert view.text == expected_text(bench.messages, MODEL)

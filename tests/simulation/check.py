@@ -154,7 +154,7 @@ class Check:
         self.found.append(f"{rule}: {text}")
         self.world.note("check", "VIOLATION", rule, text)
 
-    # --- what Redis runs ------------------------------------------------------------------------------------------------
+    # --- what Redis runs ---
 
     def ran(self, host: Host, command: tuple[Any, ...], reply: Any) -> None:
         """Redis has run a command."""
@@ -262,7 +262,9 @@ class Check:
             return
         record = self._record(keys[0])
         if record.get(b"fence") != fence:
-            self.fail("G4", f"{truth.id}: {host.name} appended {last} with fence {fence!r}, past {record.get(b'fence')!r}")
+            self.fail(
+                "G4", f"{truth.id}: {host.name} appended {last} with fence {fence!r}, past {record.get(b'fence')!r}"
+            )
         if now.ended and not truth.reopened:
             self.fail("G3", f"{truth.id}: an entry after the end")
         prev, first, events = msgpack.unpackb(data)
@@ -301,7 +303,7 @@ class Check:
             truth.jumped, truth.stopped = b"", False
             truth.owner = record.get(b"owner", b"").decode()
 
-    # --- what the upstream sees ---------------------------------------------------------------------------------------------
+    # --- what the upstream sees ---
 
     def called(self, called: Called) -> None:
         """The upstream is called."""
@@ -312,9 +314,11 @@ class Check:
         if called.number > allocated:
             self.fail("G1", f"call {called.number} for {called.message_id}, but {allocated} attempts were allocated")
 
-    # --- what clients see -----------------------------------------------------------------------------------------------------
+    # --- what clients see ---
 
-    def sent(self, node: SimNode, socket: SimSocket, client: SimClient, frames: list[dict[str, Any]], size: int) -> None:
+    def sent(
+        self, node: SimNode, socket: SimSocket, client: SimClient, frames: list[dict[str, Any]], size: int
+    ) -> None:
         """A node sends frames: each must be in the journal by now (G2)."""
         for frame in frames:
             kind = frame["type"]
@@ -349,7 +353,9 @@ class Check:
             start = line.at(after)
             if after < seq and line.texts[end] == line.texts[start] + text:
                 return
-        self.fail("G2", f"{truth.id}: a delta {after}..{seq} {text!r} that the journal does not hold (head {truth.now.head})")
+        self.fail(
+            "G2", f"{truth.id}: a delta {after}..{seq} {text!r} that the journal does not hold (head {truth.now.head})"
+        )
 
     def _event(self, frame: dict[str, Any], kind: str) -> None:
         truth = self._known(frame)
@@ -400,7 +406,7 @@ class Check:
         """Another request under a used id was answered."""
         client.probes.discard(frame["id"])
 
-    # --- deaths ---------------------------------------------------------------------------------------------------------------
+    # --- deaths ---
 
     def died(self, node: SimNode) -> None:
         """A node was killed: what it owned must be taken over in time, if there is a survivor."""
@@ -421,7 +427,7 @@ class Check:
                 when = "never" if rescued is None else f"{rescued - died:.3f} s later"
                 self.fail("G4", f"{truth.id} of {owner}, dead at {died:.3f}, was taken over {when}")
 
-    # --- the end --------------------------------------------------------------------------------------------------------------
+    # --- the end ---
 
     def finally_(self) -> None:
         """Everything is quiet: compare what is left."""

@@ -49,7 +49,7 @@ class SimClient(Peer):
     def __repr__(self) -> str:
         return self.name
 
-    # --- what the user wants ------------------------------------------------------------------------------------------
+    # --- what the user wants ---
 
     def ask(self, message_id: str) -> None:
         """Ask for a message, once per device."""
@@ -82,7 +82,7 @@ class SimClient(Peer):
             self.world.note(self.name, "probes", message_id)
             self.socket.deliver([frame])
 
-    # --- connecting -----------------------------------------------------------------------------------------------------
+    # --- connecting ---
 
     def connect(self) -> None:
         """Open a connection to some node."""
@@ -135,7 +135,7 @@ class SimClient(Peer):
             self.flush()
         self._beat_later(socket)
 
-    # --- what comes in ----------------------------------------------------------------------------------------------------
+    # --- what comes in ---
 
     def stall(self, seconds: float) -> None:
         """Read nothing for a while."""
@@ -227,7 +227,7 @@ class SimClient(Peer):
             self.session.send(message_id, request(message_id))
             self.flush()
 
-    # --- the end ------------------------------------------------------------------------------------------------------------
+    # --- the end ---
 
     def unsettled(self) -> list[ClientMessage]:
         """Messages that are still to come to an end here."""

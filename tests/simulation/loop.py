@@ -9,6 +9,7 @@ ready waits, its timers fire late) and killed (what it had yet to do never happe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import random
@@ -103,7 +104,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._world = contextvars.Context()
         self._running = False
 
-    # --- hosts ------------------------------------------------------------------------------------------------------
+    # --- hosts ---
 
     def context_of(self, host: Host) -> contextvars.Context:
         """A context whose callbacks and tasks belong to `host`."""
@@ -141,15 +142,13 @@ class SimLoop(asyncio.AbstractEventLoop):
             host.queued = True
             self._runnable.append(host)
 
-    # --- what asyncio asks of a loop ----------------------------------------------------------------------------------
+    # --- what asyncio asks of a loop ---
 
     def time(self) -> float:
         """Virtual seconds."""
         return self.now
 
-    def call_soon(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> Handle:  # type: ignore[override]
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
         """Run `callback` in this instant, after what is ready already."""
         if context is None:
             context = contextvars.copy_context()
@@ -220,7 +219,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if self._running and error is not None:
             self.errors.append(error)
 
-    # --- running --------------------------------------------------------------------------------------------------------
+    # --- running ---
 
     def run_until_complete(self, future: Any) -> Any:
         """Run until `future` is done. Raises `RuntimeError` if nothing is left that could complete it."""
@@ -290,7 +289,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                 continue
             try:
                 handle.context.run(handle.callback, *handle.args)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - kept, and raised by the world
                 self.errors.append(error)
         if stops:
             self._stop(host)
@@ -311,10 +310,8 @@ class SimLoop(asyncio.AbstractEventLoop):
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     coroutine = task.get_coro()
-                    try:
+                    with contextlib.suppress(BaseException):  # nobody is left to care
                         coroutine.close()  # type: ignore[union-attr]
-                    except BaseException:  # noqa: BLE001, S110 - nobody is left to care
-                        pass
         self.tasks.clear()
         self._timers.clear()
         self._runnable.clear()

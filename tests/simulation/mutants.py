@@ -161,17 +161,29 @@ def _methods(*triples: tuple[type, str, Callable[..., Any]]) -> tuple[tuple[type
 
 
 _FENCE: Final = b"if have[1] ~= ARGV[1] then\n  return -1\nend\n"
-_KNOWN: Final = (
-    b"  if there and there[2][2] == ARGV[1] and there[2][4] == ARGV[4] then\n    return written\n  end\n"
-)
+_KNOWN: Final = b"  if there and there[2][2] == ARGV[1] and there[2][4] == ARGV[4] then\n    return written\n  end\n"
 _CAS: Final = b"if have[1] ~= ARGV[1] then\n  return {'other'}\nend\n"
 
 MUTANTS: Final = (
     Mutant("no-fence", "the append script looks at no fence", ((_APPEND, _FENCE, b""),)),
-    Mutant("deliver-before-journal", "followers see an entry before Redis has it", (), _methods((Outbox, "take", _take_and_show))),
-    Mutant("merge-off-by-one", "a reader within an entry gets an event again", (), _methods((Entry, "after", _after_one_too_few))),
+    Mutant(
+        "deliver-before-journal",
+        "followers see an entry before Redis has it",
+        (),
+        _methods((Outbox, "take", _take_and_show)),
+    ),
+    Mutant(
+        "merge-off-by-one",
+        "a reader within an entry gets an event again",
+        (),
+        _methods((Entry, "after", _after_one_too_few)),
+    ),
     Mutant("lease-ignored", "every other node is taken for dead", (), _methods((Observer, "read", _everybody_is_dead))),
-    Mutant("same-seq-after-takeover", "a takeover does not jump", ((_TAKEOVER, b"tonumber(have[4]) + tonumber(ARGV[3])", b"tonumber(have[4])"),)),
+    Mutant(
+        "same-seq-after-takeover",
+        "a takeover does not jump",
+        ((_TAKEOVER, b"tonumber(have[4]) + tonumber(ARGV[3])", b"tonumber(have[4])"),),
+    ),
     Mutant("one-missed-beat", "a heart that missed one beat is dead", (), _methods((Observer, "__init__", _impatient))),
     Mutant(
         "freeze-kills",
@@ -179,12 +191,29 @@ MUTANTS: Final = (
         (),
         _methods((Observer, "read", _read_through_everything), (Observer, "interrupted", _never_interrupted)),
     ),
-    Mutant("re-batched-retry", "a retry after a lost connection sends other bytes", (), _methods((Outbox, "command", _command_anew))),
+    Mutant(
+        "re-batched-retry",
+        "a retry after a lost connection sends other bytes",
+        (),
+        _methods((Outbox, "command", _command_anew)),
+    ),
     Mutant("retry-not-recognised", "a repeated append is a gap", ((_APPEND, _KNOWN, b""),)),
-    Mutant("claim-not-atomic", "the claim is looked up, then set", (), _methods((Messages, "_claim", _claim_in_two_steps))),
+    Mutant(
+        "claim-not-atomic", "the claim is looked up, then set", (), _methods((Messages, "_claim", _claim_in_two_steps))
+    ),
     Mutant("takeover-not-compared", "a message is taken from whoever has it", ((_TAKEOVER, _CAS, b""),)),
-    Mutant("silent-beyond-head", "a cursor beyond the head is served with silence", (), _methods((Outbound, "_from_tail", _silent_beyond_the_head))),
-    Mutant("no-snapshot-for-holes", "entries that do not continue the cursor are served", (), _methods((Entry, "holds", _holds_anything))),
+    Mutant(
+        "silent-beyond-head",
+        "a cursor beyond the head is served with silence",
+        (),
+        _methods((Outbound, "_from_tail", _silent_beyond_the_head)),
+    ),
+    Mutant(
+        "no-snapshot-for-holes",
+        "entries that do not continue the cursor are served",
+        (),
+        _methods((Entry, "holds", _holds_anything)),
+    ),
     Mutant(
         "stop-forgotten-at-takeover",
         "a takeover goes on with a message that was to be stopped",
@@ -192,12 +221,21 @@ MUTANTS: Final = (
         _methods((Keeper, "_adopted", _adopted_in_spite_of_a_stop)),
     ),
     Mutant("end-written-twice", "the last entry holds the end twice", (), _methods((Outbox, "take", _take_end_twice))),
-    Mutant("hub-skips-gaps", "a tail takes entries that do not continue it", (), _methods((Channel, "publish", _publish_over_gaps))),
-    Mutant("finalize-drops-text", "what stands at the end is not kept", ((_FINALIZE, b"redis.call('RENAME', KEYS[4], KEYS[3])", b"redis.call('DEL', KEYS[4])"),)),
+    Mutant(
+        "hub-skips-gaps",
+        "a tail takes entries that do not continue it",
+        (),
+        _methods((Channel, "publish", _publish_over_gaps)),
+    ),
+    Mutant(
+        "finalize-drops-text",
+        "what stands at the end is not kept",
+        ((_FINALIZE, b"redis.call('RENAME', KEYS[4], KEYS[3])", b"redis.call('DEL', KEYS[4])"),),
+    ),
     Mutant(
         "fence-not-unique",
         "a claim granted anew has the fence of the one that was lost",
         ((_CLAIM, b"'1:' .. ARGV[5] .. ':' .. ARGV[6]", b"'1:' .. ARGV[5]"),),
     ),
-)  # fmt: skip
+)
 """All of them."""

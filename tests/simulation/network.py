@@ -87,7 +87,7 @@ class SimServer:
         self._edit_script = edit_script
         self._edited: dict[bytes, bytes] = {}
 
-    # --- faults -----------------------------------------------------------------------------------------------------
+    # --- faults ---
 
     def freeze(self) -> None:
         """Answer nobody (SIGSTOP); connections stay."""
@@ -122,7 +122,7 @@ class SimServer:
         self.down = False
         self.calm_since = self.loop.now
 
-    # --- serving ----------------------------------------------------------------------------------------------------
+    # --- serving ---
 
     def arrive(self, connection: _Connection, batch: list[tuple[Any, ...]]) -> None:
         """Commands have come in."""
@@ -191,7 +191,18 @@ class _Push(list[Any]):
 class _Connection:
     """One connection of a link."""
 
-    __slots__ = ("arrived_at", "batch", "batch_at", "broken", "gone", "link", "pending", "replied_at", "replies", "server")
+    __slots__ = (
+        "arrived_at",
+        "batch",
+        "batch_at",
+        "broken",
+        "gone",
+        "link",
+        "pending",
+        "replied_at",
+        "replies",
+        "server",
+    )
 
     def __init__(self, link: SimLink, server: SimServer) -> None:
         self.link = link
@@ -329,7 +340,7 @@ class SimLink:
         if self._connection is not None:
             self._connection.cut(may_arrive)
 
-    # --- connecting -------------------------------------------------------------------------------------------------
+    # --- connecting ---
 
     def _connect(self) -> None:
         if self._closed:
@@ -392,7 +403,7 @@ class SimLink:
                 future.set_exception(StoreLost("the connection to Redis was lost"))
                 future.exception()
 
-    # --- replies ----------------------------------------------------------------------------------------------------
+    # --- replies ---
 
     def _answered(self, connection: _Connection, replies: list[Any]) -> None:
         if connection.broken:
@@ -460,7 +471,7 @@ class SimSocket:
         self._down_at = 0.0
         self._up_at = 0.0
 
-    # --- the node's side --------------------------------------------------------------------------------------------
+    # --- the node's side ---
 
     async def receive(self) -> dict[str, Any]:
         """The next thing that came."""
@@ -495,7 +506,7 @@ class SimSocket:
             self._down_at = max(self._down_at, self.loop.now + self.delays.draw())
             self.loop.call_at(self._down_at, self.peer.ended, self, int(code), context=self.outside)
 
-    # --- the peer's side --------------------------------------------------------------------------------------------
+    # --- the peer's side ---
 
     def deliver(self, frames: list[dict[str, Any]]) -> None:
         """The peer sends frames."""

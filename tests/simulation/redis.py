@@ -107,7 +107,7 @@ class Keyspace:
         self.published.append((channel, data))
         return 0
 
-    # --- running ----------------------------------------------------------------------------------------------------
+    # --- running ---
 
     def execute(self, *given: Any) -> Any:
         """Run one command. Raises `ReplyError`."""
@@ -149,7 +149,7 @@ class Keyspace:
             lost += 1
         return lost
 
-    # --- keys -------------------------------------------------------------------------------------------------------
+    # --- keys ---
 
     def millis(self) -> int:
         """Unix time in milliseconds."""
@@ -224,7 +224,7 @@ def integer(data: bytes) -> int:
     return value
 
 
-# --- connection ---------------------------------------------------------------------------------------------------------
+# --- connection ---
 
 
 @command("PING", 1, 2)
@@ -248,7 +248,7 @@ def _publish(space: Keyspace, args: Sequence[bytes]) -> Any:
     return space.on_publish(args[1], args[2])
 
 
-# --- keys ---------------------------------------------------------------------------------------------------------------
+# --- keys ---
 
 
 @command("DEL", 2, NO_MOST, writes=True)
@@ -354,7 +354,7 @@ def _ttl(space: Keyspace, args: Sequence[bytes]) -> Any:
     return left if left < 0 else (left + 500) // 1000
 
 
-# --- strings ------------------------------------------------------------------------------------------------------------
+# --- strings ---
 
 
 @command("GET", 2)
@@ -364,9 +364,7 @@ def _get(space: Keyspace, args: Sequence[bytes]) -> Any:
 
 @command("MGET", 2, NO_MOST)
 def _mget(space: Keyspace, args: Sequence[bytes]) -> Any:
-    return [
-        space.data[key] if space._live(key) and space.kinds[key] == "string" else None for key in args[1:]
-    ]
+    return [space.data[key] if space._live(key) and space.kinds[key] == "string" else None for key in args[1:]]
 
 
 @command("SET", 3, NO_MOST, writes=True)
@@ -458,7 +456,7 @@ def _incrby(space: Keyspace, args: Sequence[bytes]) -> Any:
     return _add(space, args[1], integer(args[2]))
 
 
-# --- hashes -------------------------------------------------------------------------------------------------------------
+# --- hashes ---
 
 
 @command("HSET", 4, NO_MOST, writes=True)
@@ -544,7 +542,7 @@ def _hincrby(space: Keyspace, args: Sequence[bytes]) -> Any:
     return value
 
 
-# --- sets ---------------------------------------------------------------------------------------------------------------
+# --- sets ---
 
 
 @command("SADD", 3, NO_MOST, writes=True)
@@ -582,7 +580,7 @@ def _scard(space: Keyspace, args: Sequence[bytes]) -> Any:
     return len(space.get(args[1], "set") or {})
 
 
-# --- streams ------------------------------------------------------------------------------------------------------------
+# --- streams ---
 
 
 def _stream_id(data: bytes, missing: int) -> tuple[int, int]:
@@ -697,7 +695,7 @@ def _count(args: Sequence[bytes]) -> int | None:
     return max(0, integer(args[5]))
 
 
-# --- scripts ------------------------------------------------------------------------------------------------------------
+# --- scripts ---
 
 
 def _sha(source: bytes) -> bytes:

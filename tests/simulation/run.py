@@ -71,7 +71,7 @@ def play_all(seeds: Iterable[int], mutant: Mutant | None = None) -> Iterator[Out
             gc.collect()
 
 
-# --- many seeds ---------------------------------------------------------------------------------------------------------
+# --- many seeds ---
 
 
 def _work(chunk: tuple[int, int]) -> list[Outcome]:
@@ -103,7 +103,7 @@ def _over(jobs: int, chunks: list[tuple[int, int]]) -> Iterator[list[Outcome]]:
         yield from pool.imap(_work, chunks)
 
 
-# --- shrinking ----------------------------------------------------------------------------------------------------------
+# --- shrinking ---
 
 
 def shrink(schedule: Schedule, mutant: Mutant | None = None) -> Schedule:
@@ -130,7 +130,7 @@ def _play_safely(schedule: Schedule, mutant: Mutant | None) -> Outcome:
         return play(schedule, mutant)
 
 
-# --- mutants ------------------------------------------------------------------------------------------------------------
+# --- mutants ---
 
 
 @dataclass(frozen=True, slots=True)

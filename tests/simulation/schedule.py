@@ -114,11 +114,14 @@ def _wishes(chance: random.Random, world: Schedule) -> list[Step]:
         mine = [client for client in range(world.clients) if world.users[client] == owner]
         start = chance.uniform(0.05, 0.6)
         askers = [chance.choice(mine)] if chance.random() < 0.5 else mine
-        for client in askers:
-            steps.append(Step(start + chance.choice((0.0, 0.0, 0.001, 0.05, 0.8)), "ask", (client, message)))
-        for client in mine:
-            if client not in askers and chance.random() < 0.7:
-                steps.append(Step(start + chance.choice((0.0, 0.1, 0.5, 1.5)), "follow", (client, message)))
+        steps += [
+            Step(start + chance.choice((0.0, 0.0, 0.001, 0.05, 0.8)), "ask", (client, message)) for client in askers
+        ]
+        steps += [
+            Step(start + chance.choice((0.0, 0.1, 0.5, 1.5)), "follow", (client, message))
+            for client in mine
+            if client not in askers and chance.random() < 0.7
+        ]
         if chance.random() < 0.2:
             when = start + chance.choice((0.0, 0.01, 0.1, 0.6, 1.5))
             steps.append(Step(when, "cancel", (chance.choice(mine), message)))

@@ -59,7 +59,7 @@ def test_mutants_leave_nothing_behind() -> None:
         assert [owner.__dict__[name] for owner, name, _ in mutant.methods] == before
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------------
+# --- the loop ---
 
 
 def test_time_jumps_and_keeps_order() -> None:

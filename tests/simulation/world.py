@@ -1,23 +1,21 @@
-"""One simulated world: nodes running the shipped code, clients, an upstream, a Redis, and a schedule of what befalls them."""
+"""One simulated world: nodes that run the shipped code, clients, an upstream, a Redis, and what befalls them."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
 import random
 import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgpack
-
-from protocol.client.message import ClientMessage, MessageState
+from protocol.client.message import ClientMessage
 from protocol.codec import JSON
 from protocol.errors import ProtocolError
+from server.access import scopes
 from server.access.identity import Principal
 from server.access.limits import ConnectionLimits
 from server.config.sections import ServerSettings
-from server.access import scopes
 from server.messages import scripts
 from server.messages.hub import Hub
 from server.messages.journal import Journal
@@ -39,7 +37,7 @@ from tests.simulation.clients import SimClient
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
 from tests.simulation.network import Delays, SimLink, SimServer, SimSocket
 from tests.simulation.schedule import Schedule
-from tests.simulation.upstream import Called, SimDriver, Upstream
+from tests.simulation.upstream import SimDriver, Upstream
 
 QUIET_SECONDS: Final = 60.0
 """How long after the last fault everything must have come to an end."""
@@ -178,17 +176,13 @@ class SimNode:
         self.ownership.adopting = False
         for session in self.sessions.values():
             session.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": 50})
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self.keeper.idle()
-        except TimeoutError:
-            pass
         self.left = True
         await self.keeper.abandon()
-        try:
+        with contextlib.suppress(StoreError, TimeoutError):
             await self.ownership.leave()
-        except (StoreError, TimeoutError):
-            pass
         self.world.loop.call_soon(self.world.kill, self.number, 0.5, False, context=self.world.outside)
 
 
@@ -223,7 +217,7 @@ class World:
         """(from, to, whom) of everything that excuses a late takeover."""
         self._faults_end = max((step.at for step in schedule.steps), default=0.0)
 
-    # --- helpers --------------------------------------------------------------------------------------------------------
+    # --- helpers ---
 
     def note(self, *words: Any) -> None:
         """Add a line to the trace."""
@@ -244,7 +238,9 @@ class World:
             return self.chance.choice(well)
         return self.chance.choice(alive) if alive else None
 
-    def sent(self, node: SimNode, socket: SimSocket, client: SimClient, frames: list[dict[str, Any]], size: int) -> None:
+    def sent(
+        self, node: SimNode, socket: SimSocket, client: SimClient, frames: list[dict[str, Any]], size: int
+    ) -> None:
         """A node sends frames to a client."""
         if self.tracing:
             for frame in frames:
@@ -271,7 +267,7 @@ class World:
             return False
         return any(node.ready and not node.host.dead for node in self.nodes)
 
-    # --- what befalls it --------------------------------------------------------------------------------------------------
+    # --- what befalls it ---
 
     def boot(self, number: int) -> None:
         """Start a node, or a new incarnation of it."""
@@ -376,7 +372,7 @@ class World:
             self.disturbed.append((self.loop.now, self.loop.now + patience + 2.0, "leave"))
             self.loop.create_task(node.leave(patience), name="leave", context=node.inside)
 
-    # --- running ----------------------------------------------------------------------------------------------------------
+    # --- running ---
 
     def run(self) -> None:
         """Play it. Raises `Violation`."""
@@ -480,4 +476,3 @@ class World:
 
 
 FAULTS: Final = frozenset({"cut_client", "stall_client", "cut_link", "kill", "pause", "freeze", "crash", "leave"})
-_ = (gc, msgpack, MessageState, Called)
