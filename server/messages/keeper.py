@@ -83,7 +83,16 @@ class Keeper:
         running = self.running[claim.tag] = Running(claim, self.means, self.reader)
         self._idle.clear()
         self.owner.start(self._drive(running), claim.id)
+        self.owner.start(self.stubbornly(lambda: self._list(claim.tag)), claim.id)
         return running
+
+    async def _list(self, tag: str) -> None:
+        """Put a message on this node's list once more, now that it runs.
+
+        The one before the claim may have been undone: by the end of an earlier claim of the id, or by a failover.
+        """
+        if tag in self.running:
+            await self.means.store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
 
     async def _drive(self, running: Running) -> None:
         claim = running.claim
@@ -116,7 +125,7 @@ class Keeper:
         await self.stubbornly(keep)
 
     async def _settle(self, claim: Claim) -> None:
-        """What is left to do after the end; if Redis has lost the end or this meanwhile, the message goes on from there."""
+        """What is left to do after the end; where Redis has lost some of it meanwhile, it goes on from there."""
         await self.finish(claim.keys, claim.generation, claim.run)
         await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
         await self.stubbornly(lambda: self._resettle(claim))

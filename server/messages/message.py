@@ -286,8 +286,7 @@ class Running:
         messages = request.get("messages", [])
         if step.mode == "continue":
             await self.outbox.flushed()
-            standing = await gather(self.reader, self.claim.keys, self.outbox.base or self.claim.base)
-            messages = [*messages, {"role": "assistant", "content": b"".join(standing.text).decode()}]
+            messages = [*messages, {"role": "assistant", "content": await self._standing_text()}]
         return Call(
             messages=messages,
             options=asked.options(request),
@@ -295,6 +294,14 @@ class Running:
             user=self.claim.user_hash,
             message_id=self.claim.id,
         )
+
+    async def _standing_text(self) -> str:
+        while True:
+            try:
+                standing = await gather(self.reader, self.claim.keys, self.outbox.base or self.claim.base)
+                return b"".join(standing.text).decode()
+            except (StoreError, TimeoutError):
+                await asyncio.sleep(0.1)
 
     def _show(self, step: Try, tally: AttemptTally) -> None:
         """The attempt's first content: from here on followers know of it."""

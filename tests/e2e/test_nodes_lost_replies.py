@@ -18,6 +18,7 @@ from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages.hub import NOTE_OWNER
 from server.messages.scripts import START_ATTEMPT, TAKEOVER
+from server.messages.service import _claimed
 from server.node import Node
 from server.store.keys import MessageKeys, message_tag, open_set
 from tests.chaos.audit import UpstreamLog, Verdict, audit, stored_messages
@@ -209,3 +210,17 @@ async def test_a_follower_of_a_claim_that_is_gone_is_told_so_and_may_follow_the_
         await bench.node.keeper.adopt(bench.tag, DEAD)
         view = await socket.ended("m")
     assert view.text == expected_text(bench.messages, MODEL)
+
+
+async def test_a_claim_made_while_an_earlier_one_is_taken_off_the_list_is_listed(bench: Bench) -> None:
+    """The id was freed and claimed anew; only then the node strikes it off its open set, for the earlier claim."""
+    service, keeper = bench.node.messages, bench.node.keeper
+    reply = await service._claim(WHO, bench.send, bench.tag, bench.keys, b"gen")
+    await keeper._unlist(bench.tag)
+    keeper.begin(_claimed(WHO, bench.send, bench.tag, bench.keys, b"gen", reply))
+    key = open_set(bench.node.id)
+    async with asyncio.timeout(2.0):  # sooner than the next reconciliation
+        while bench.tag.encode() not in await bench.node.store.call(key, "SMEMBERS", key):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await bench.ends_well(calls=1, records=1)
+    assert await bench.node.store.call(key, "SMEMBERS", key) in ([], set())

@@ -203,7 +203,10 @@ class SimClient(Peer):
     def _ended(self, message: ClientMessage) -> None:
         self.world.note(self.name, "ended", message.id, str(message.state))
         error = message.error or {}
-        if message.state is MessageState.LOST and message.request is not None:
+        unknown = message.state is MessageState.REFUSED and error.get("code") == "message_unknown"
+        if unknown and self.world.check.losses:
+            self.world.later(0.5, self._retry, message.id)
+        elif message.state is MessageState.LOST and message.request is not None:
             self.world.later(0.5, self._ask_anew, message.id)
         elif message.state in (MessageState.REFUSED, MessageState.FAILED) and error.get("retryable"):
             tried = self.retries.get(message.id, 0)
@@ -242,4 +245,7 @@ class SimClient(Peer):
             return not retryable or self.retries.get(message.id, 0) >= RETRIES
         if state is MessageState.LOST:
             return message.request is None
-        return state is MessageState.REFUSED and not (message.error or {}).get("retryable")
+        error = message.error or {}
+        if error.get("code") == "message_unknown" and self.world.check.losses:
+            return False  # it will be asked for anew
+        return state is MessageState.REFUSED and not error.get("retryable")

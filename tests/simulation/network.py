@@ -110,6 +110,7 @@ class SimServer:
         self.frozen = False
         self._held.clear()
         self.down = True
+        self._frozen_at = self.loop.now
         for connection in list(self.connections):
             connection.cut(may_arrive=False)
         self.channels.clear()
@@ -120,7 +121,8 @@ class SimServer:
     def restart(self) -> None:
         """Serve again."""
         self.down = False
-        self.calm_since = self.loop.now
+        if self.loop.now - self._frozen_at >= SLOW_READ_SECONDS:  # a shorter one need not be noticed
+            self.calm_since = self.loop.now
 
     # --- serving ---
 

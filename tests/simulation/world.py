@@ -212,6 +212,7 @@ class World:
         self.by_id: dict[str, SimNode] = {}
         self.clients = [SimClient(self, i, f"u{user}") for i, user in enumerate(schedule.users)]
         self.sockets = 0
+        self.probed: set[tuple[int, str]] = set()
         self.faulty = any(step.kind in FAULTS for step in schedule.steps)
         self.disturbed: list[tuple[float, float, str]] = []
         """(from, to, whom) of everything that excuses a late takeover."""
@@ -306,7 +307,8 @@ class World:
             client.drop("reset")
 
     def step_ask(self, client: int, message: int) -> None:
-        self.clients[client].ask(f"m{message}")
+        if (client, f"m{message}") not in self.probed:  # one error frame could mean either
+            self.clients[client].ask(f"m{message}")
 
     def step_follow(self, client: int, message: int) -> None:
         if f"m{message}" in self.check.by_id:
@@ -321,6 +323,7 @@ class World:
     def step_probe(self, client: int, message: int) -> None:
         truth = self.check.by_id.get(f"m{message}")
         prober = self.clients[client]
+        self.probed.add((client, f"m{message}"))
         if truth is not None and not self.faulty and f"m{message}" not in prober.session.messages:
             prober.probe(f"m{message}")
 
