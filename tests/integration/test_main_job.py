@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -664,35 +664,38 @@ async def test_after_retention_a_snapshot_and_the_end_are_left(
         "messages": {"retention_seconds": 0.2, "claim_seconds": 60},
         "server": {"max_frame_bytes": max_frame_bytes},
     }
-    async with place(redis_url, overrides) as here, redis.asyncio.Redis.from_url(redis_url) as store:
-        async with wire(here.node.url, codec) as client:
-            messages = await client.ask("m1", "script bytes=50000 unicode=1 reasoning=800 tool=weather tools=3")
-            first = await client.ended("m1")
-            keys = here.keys("m1")
-            await eventually(lambda: not here.node.node.hub.channels)
+    async with (
+        place(redis_url, overrides) as here,
+        redis.asyncio.Redis.from_url(redis_url) as store,
+        wire(here.node.url, codec) as client,
+    ):
+        messages = await client.ask("m1", "script bytes=50000 unicode=1 reasoning=800 tool=weather tools=3")
+        first = await client.ended("m1")
+        keys = here.keys("m1")
+        await eventually(lambda: not here.node.node.hub.channels)
 
-            async def expired() -> bool:
-                return not await store.exists(keys.journal)
+        async def expired() -> bool:
+            return not await store.exists(keys.journal)
 
-            await eventually_true(expired)
-            for after in (0, first.cursor // 2, first.cursor - 1, 2**40):
-                client.views.clear()
-                view = client.view("m1")
-                if after == first.cursor - 1:
-                    view.text, view.cursor = first.text, after
-                else:
-                    view.cursor = after
-                await client.send({"type": "resume", "id": "m1", "after": after})
-                view = await client.ended("m1")
-                whole(view, messages)
-                assert view.end == first.end
-                if after != first.cursor - 1:
-                    assert view.snapshots == 1
-                    assert view.reasoning == first.reasoning
-                    assert view.tool_calls == first.tool_calls
-                assert client.largest <= max_frame_bytes
-            assert await store.pttl(keys.record) > 0
-            assert here.upstream.count("start") == 1
+        await eventually_true(expired)
+        for after in (0, first.cursor // 2, first.cursor - 1, 2**40):
+            client.views.clear()
+            view = client.view("m1")
+            if after == first.cursor - 1:
+                view.text, view.cursor = first.text, after
+            else:
+                view.cursor = after
+            await client.send({"type": "resume", "id": "m1", "after": after})
+            view = await client.ended("m1")
+            whole(view, messages)
+            assert view.end == first.end
+            if after != first.cursor - 1:
+                assert view.snapshots == 1
+                assert view.reasoning == first.reasoning
+                assert view.tool_calls == first.tool_calls
+            assert client.largest <= max_frame_bytes
+        assert await store.pttl(keys.record) > 0
+        assert here.upstream.count("start") == 1
 
 
 async def test_a_hole_in_the_journal_becomes_a_snapshot(here: Place) -> None:
@@ -761,10 +764,13 @@ async def test_images_and_tools_reach_the_upstream_unchanged(valkey_url: str, co
             bodies.append(body)
             return super().open(body, headers)
 
-    async with serving(kind=Noting) as upstream:
-        async with running_node(settings_for(valkey_url, upstream.url)) as node, wire(node.url, codec) as client:
-            await client.ask("m1", turns, **fields)
-            whole(await client.ended("m1"), turns)
+    async with (
+        serving(kind=Noting) as upstream,
+        running_node(settings_for(valkey_url, upstream.url)) as node,
+        wire(node.url, codec) as client,
+    ):
+        await client.ask("m1", turns, **fields)
+        whole(await client.ended("m1"), turns)
     (body,) = bodies
     assert body["messages"] == turns
     for name, value in fields.items():
@@ -849,3 +855,66 @@ def test_the_wire_refuses_what_breaks_the_rules() -> None:
     with pytest.raises(AssertionError):
         view.apply(delta)
     assert isinstance(Wire, type)
+
+
+# --- what stands after a retry that came to nothing ------------------------------------------------------------------
+
+
+async def test_a_retry_that_fails_silently_leaves_the_partial_text_standing(here: Place) -> None:
+    async with wire(here.node.url) as client:
+        messages = await client.ask("m1", "script tokens=40 cut=event times=1")
+        view = await client.ended("m1")
+        assert view.end is not None
+        assert view.end["partial"] is True
+        stood = view.text
+        here.upstream.fail("status=503")
+        await client.ask("m1", messages, retry_of=view.cursor, after=view.cursor)
+        failed = await client.until(lambda f: f["type"] == "failed" and f["seq"] > 3)
+        assert view.text == stood  # nothing withdrew it
+        assert failed["partial"] is True
+    async with wire(here.node.url) as other:
+        await other.send({"type": "resume", "id": "m1"})
+        assert (await other.ended("m1")).text == stood
+
+
+async def test_a_retry_that_is_cancelled_before_its_first_token_has_the_right_receipt(here: Place) -> None:
+    async with wire(here.node.url) as client:
+        messages = await client.ask("m1", "script tokens=40 cut=event times=1")
+        view = await client.ended("m1")
+        stood = view.text
+        here.upstream.fail("hang=first")
+        await client.ask("m1", messages, retry_of=view.cursor, after=view.cursor)
+        await here.upstream.wait_for("start", 2)
+        await client.send({"type": "cancel", "id": "m1"})
+        await client.type("cancelled")
+        assert view.text == stood
+        view.check_hash()
+
+
+class Defective:
+    """A driver with a defect."""
+
+    def stream(self, call: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    async def check(self) -> str | None:
+        return None
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_defect_of_a_driver_ends_the_message_and_does_not_hang(here: Place) -> None:
+    means = here.node.node.messages.means
+    target = means.targets["scripted"]
+    assert isinstance(means.targets, dict)
+    means.targets["scripted"] = replace(target, driver=Defective())  # type: ignore[arg-type]
+    async with wire(here.node.url) as client:
+        await client.ask("m1", "script tokens=3")
+        view = await client.ended("m1")
+        assert view.end is not None
+        assert (view.end["type"], view.end["error"]["code"]) == ("failed", "internal")
+        assert "a defect" not in str(view.end)
+        means.targets["scripted"] = target
+        messages = await client.ask("m2", "script tokens=3")
+        whole(await client.ended("m2"), messages)

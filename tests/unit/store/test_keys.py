@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,4 +62,3 @@ def test_every_key_is_under_our_prefix() -> None:
         assert name.startswith(b"tw:")
     assert open_set("a") != open_set("b")
     assert active_set("a") != active_set("b")
-    assert inspect.getdoc(keys)
