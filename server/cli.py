@@ -268,3 +268,7 @@ def doctor(*, config: Config = None, json: Annotated[bool, Parameter(negative=()
 
     configure({"TIDEWIRE_LOG_LEVEL": "error"})
     return examine(config, os.environ, as_json=json)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgpack
@@ -136,6 +136,7 @@ class Running:
             means.event_bytes,
         )
         self.outbox.waiting.standing(claim.standing_text)
+        self.claim = replace(claim, standing_text=b"")  # it is counted; a large text must not stay in memory
         self._abandoned = False
 
     def cancel(self) -> None:
@@ -203,6 +204,10 @@ class Running:
                 reason = Reason(row.code, _public(failure), row.error_class, _milliseconds(failure))
                 step = plan.after_failure(target.name, reason, row.next_step == "next_target", self.shown)
                 continue
+            except JournalLost:
+                raise
+            except Exception as defect:  # noqa: BLE001 - the one boundary where a defect becomes an end
+                return self._broken(tally, defect)
             if finish is None:
                 tally.outcome = "cancelled"
                 self._ended(tally)
@@ -354,6 +359,13 @@ class Running:
     def _cancelled(self) -> None:
         self.state = after(self.state, Happening.CANCEL)
         self._end({**self._text(), "usage": user_usage(self.tallies)})
+
+    def _broken(self, tally: AttemptTally, defect: Exception) -> None:
+        """A defect of ours: were it to kill the task, a survivor would run into it again, and pay for it."""
+        log.error("attempt_broken", id=self.claim.id, target=tally.target, exc_info=defect)
+        tally.outcome = "internal"
+        self._ended(tally)
+        self._failed(GiveUp("internal", "the server failed; its log says why", "temporary"))
 
     def _failed(self, verdict: GiveUp) -> None:
         self.state = after(self.state, Happening.FAIL)

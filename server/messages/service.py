@@ -33,6 +33,8 @@ log = structlog.get_logger("messages")
 ADMITTING_POLL_SECONDS: Final = 0.05
 ADMITTING_SECONDS: Final = 8.0
 """How long an attached sender waits for another node's admission."""
+ACTIVE_TOLD: Final = 256
+"""Most running messages that `welcome` tells of."""
 END_STATES: Final = ("done", "failed", "cancelled")
 CANCEL_POLL_SECONDS: Final = 1.0
 """How often an owner looks for a stop that was asked for elsewhere while its message writes nothing."""
@@ -161,13 +163,11 @@ class Messages:
         store = self.means.store
         user = user_tag(who.tenant, who.kind, who.user)
         if self.draining:
-            if not await store.call(keys.record, "EXISTS", keys.record):
-                raise ProtocolError("draining", "this node is shutting down; reconnect and ask again")
-        else:
-            await asyncio.gather(
-                store.call(self._open, "SADD", self._open, tag),
-                store.call(active_set(user), "SADD", active_set(user), send.id),
-            )
+            return await self._attach_only(send, keys)
+        await asyncio.gather(
+            store.call(self._open, "SADD", self._open, tag),
+            store.call(active_set(user), "SADD", active_set(user), send.id),
+        )
         fields: list[Any] = [
             "req", asked.pack(asked.stored(send)),
             "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
@@ -189,6 +189,14 @@ class Messages:
         if reply[0] not in (b"new", b"reopened"):
             self._forget_hints(tag, user, send.id, reply)
         return reply
+
+    async def _attach_only(self, send: Send, keys: MessageKeys) -> list[Any]:
+        """What the claim script would answer, on a node that may not create messages any more."""
+        fields = ("fp", "state", "head", "gen", "owner", "fence")
+        have: list[Any] = await self.means.store.call(keys.record, "HMGET", keys.record, *fields)
+        if have[0] is None:
+            raise ProtocolError("draining", "this node is shutting down; reconnect and ask again")
+        return [b"have", *have[1:]] if have[0] == asked.fingerprint(send) else [b"mismatch"]
 
     def _forget_hints(self, tag: str, user: str, message_id: str, reply: Sequence[Any]) -> None:
         """The claim was somebody else's: our hint goes; the user's stays as long as the message runs."""
@@ -247,11 +255,15 @@ class Messages:
             log.info("owner_not_told", owner=owner)
 
     async def active(self, who: Principal) -> list[Found]:
-        """The user's running messages, so that a new device finds them."""
+        """The user's running messages, so that a new device finds them. Takes dead entries off the list."""
         index = active_set(user_tag(who.tenant, who.kind, who.user))
+        store = self.means.store
         try:
-            ids: list[bytes] = await self.means.store.call(index, "SMEMBERS", index)
-            found = await asyncio.gather(*(self._find_quietly(who, i.decode()) for i in ids[:256]))
+            ids: list[bytes] = (await store.call(index, "SMEMBERS", index))[:ACTIVE_TOLD]
+            found = await asyncio.gather(*(self._find_quietly(who, i.decode()) for i in ids))
+            ended = [i for i, message in zip(ids, found, strict=True) if message is not None and message.ended]
+            if ended:
+                await store.call(index, "SREM", index, *ended)
         except (StoreError, TimeoutError, ProtocolError):
             return []
         return [message for message in found if message is not None and not message.ended]

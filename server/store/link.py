@@ -132,11 +132,12 @@ class _Wire(asyncio.Protocol):
             self.closed.set_result(None)
 
     def write(self, command: Command, now: float) -> asyncio.Future[Any]:
+        packed = hiredis.pack_command(command)  # raises for what cannot be packed, before a reply is waited for
         future: asyncio.Future[Any] = self.link.loop.create_future()
         self.pending.append((future, now))
         if not self.out:
             self.link.loop.call_soon(self.flush)
-        self.out.append(hiredis.pack_command(command))
+        self.out.append(packed)
         return future
 
     def flush(self) -> None:

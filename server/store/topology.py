@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 from redis.asyncio import Redis
@@ -158,12 +158,12 @@ def _parts(url: str) -> tuple[list[tuple[str, int]], list[str], Address]:
     found = []
     for item in hosts.split(","):
         host, _, port = item.rpartition(":") if item.rpartition(":")[2].isdigit() else (item, "", str(default))
-        if not host:
+        if not host.strip("[]"):
             raise ValueError("a Redis URL needs a host")
-        found.append((host, int(port)))
+        found.append((host.strip("[]"), int(port)))
     like = Address(
-        username=username or None,
-        password=password or None,
+        username=unquote(username) or None,
+        password=unquote(password) or None,
         tls=_tls(query.get("ssl_ca_certs", [None])[0]) if query.get("ssl") in (["true"], ["1"]) else None,
     )
     return found, [part for part in split.path.split("/") if part], like

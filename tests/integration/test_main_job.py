@@ -172,7 +172,7 @@ async def test_resume_from_every_kind_of_cursor(valkey_url: str, codec: str, run
         messages = await client.ask("m1", f"script tokens=80 rate=2000 unicode=1 gap={0.4 if running else 0}")
         seqs: list[tuple[int, str]] = [(0, "")]
         view = client.view("m1")
-        enough = (lambda: len(seqs) > 20) if running else (lambda: view.end is not None)
+        enough = (lambda: len(seqs) > 2) if running else (lambda: view.end is not None)
         while not enough():
             frame = await client.recv()
             if frame["type"] in ("attempt", "delta"):
@@ -862,7 +862,8 @@ def test_the_wire_refuses_what_breaks_the_rules() -> None:
 
 async def test_a_retry_that_fails_silently_leaves_the_partial_text_standing(here: Place) -> None:
     async with wire(here.node.url) as client:
-        messages = await client.ask("m1", "script tokens=40 cut=event times=1")
+        here.upstream.fail("cut=event", times=1)
+        messages = await client.ask("m1", "script tokens=40")
         view = await client.ended("m1")
         assert view.end is not None
         assert view.end["partial"] is True
@@ -879,7 +880,8 @@ async def test_a_retry_that_fails_silently_leaves_the_partial_text_standing(here
 
 async def test_a_retry_that_is_cancelled_before_its_first_token_has_the_right_receipt(here: Place) -> None:
     async with wire(here.node.url) as client:
-        messages = await client.ask("m1", "script tokens=40 cut=event times=1")
+        here.upstream.fail("cut=event", times=1)
+        messages = await client.ask("m1", "script tokens=40")
         view = await client.ended("m1")
         stood = view.text
         here.upstream.fail("hang=first")
