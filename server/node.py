@@ -28,6 +28,9 @@ from server.messages.message import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.quotas import scripts as quota_scripts
+from server.quotas.limits import Policies
+from server.quotas.service import Quotas
 from server.routing.attempts import Route
 from server.sessions.actor import Closing, Session, SessionMeans
 from server.sessions.outbound import error_frame, text_limit
@@ -50,6 +53,10 @@ OUTAGE_SECONDS: Final = 1.0
 OUTAGE_RETRY_MS: Final = 2_000
 RECONNECT_SPREAD_MS: Final = 2_000
 """Over how long the clients of a draining node are told to spread their reconnects."""
+
+
+HOLDS_REMEMBERED: Final = 2
+"""How many times a claim's life a hold is remembered: whoever may still settle it finds whether it was settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,19 @@ class Node:
     async def start(self) -> None:
         """Connect to Redis and make ready to serve. Raises `StoreUnavailable` if Redis does not answer."""
         settings = self.settings
-        self.store = await Store.connect(self.parts.redis_url, scripts.ALL)
+        self.store = await Store.connect(self.parts.redis_url, (*scripts.ALL, *quota_scripts.ALL))
         self.hub = Hub(self.store)
         await self.hub.start(control_channel(self.id))
         self.journal = Journal(self.store)
         self.reader = Reader(self.store)
+        self.quotas = Quotas(
+            self.store,
+            Policies(settings),
+            self.metrics,
+            HOLDS_REMEMBERED * settings.messages.claim_seconds,
+            self._nodes,
+        )
+        self.quotas.start()
         means = Means(
             store=self.store,
             journal=self.journal,
@@ -96,6 +111,7 @@ class Node:
             watch=self.metrics,
             event_bytes=min(EVENT_BYTES, text_limit(settings.server.max_frame_bytes)),
             max_bytes=settings.messages.max_bytes,
+            quotas=self.quotas,
         )
         kept = settings.messages
         chance = random.SystemRandom()
@@ -108,12 +124,21 @@ class Node:
         await self.ownership.start()
         self._owner.start(self._watch_store(), "store watch")
         self.session_means = SessionMeans(
-            self.messages, self.authenticator, self.metrics, settings.server.max_frame_bytes
+            self.messages,
+            self.authenticator,
+            self.metrics,
+            settings.server.max_frame_bytes,
+            limits=self.quotas.view,
         )
+        self.quotas.say = self.session_means.audience.tell
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 20)
         log.info("node_started", node=self.id)
+
+    def _nodes(self) -> int:
+        """How many nodes there were when Redis last answered, this one among them."""
+        return self.ownership.others + 1
 
     def _target(self, spec: TargetSpec) -> Target:
         section = self.settings.targets[spec.name]
@@ -186,6 +211,7 @@ class Node:
         await self._owner.close()
         await self.messages.close()
         await self.keeper.close()
+        await self.quotas.close()
         await self.ownership.close()
         await self.journal.close()
         await self.hub.close()

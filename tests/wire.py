@@ -129,6 +129,8 @@ class Wire:
         """The id of the session, from `welcome`."""
         self.largest = 0
         """Bytes of the largest WebSocket message that came."""
+        self.quotas: list[Frame] = []
+        """Every `quota` frame that came: they come between all others, so `recv` puts them here."""
         self._frames: deque[Frame] = deque()
 
     def pack(self, frame: Any) -> str | bytes:
@@ -144,15 +146,25 @@ class Wire:
     async def recv(self) -> Frame:
         """The next frame, applied to its message. Raises `ConnectionClosed`, or `TimeoutError` after 10 s."""
         while not self._frames:
-            async with asyncio.timeout(RECV_SECONDS):
-                data = await self.ws.recv(decode=False)
-            self.largest = max(self.largest, len(data))
-            got = json.loads(data) if self.codec == JSON else msgpack.unpackb(data)
-            self._frames.extend(got if isinstance(got, list) else [got])
+            await self._read()
         frame = self._frames.popleft()
         if frame["type"] != "error" and "id" in frame:
             self.view(frame["id"]).apply(frame)
         return frame
+
+    async def _read(self) -> None:
+        async with asyncio.timeout(RECV_SECONDS):
+            data = await self.ws.recv(decode=False)
+        self.largest = max(self.largest, len(data))
+        got = json.loads(data) if self.codec == JSON else msgpack.unpackb(data)
+        for frame in got if isinstance(got, list) else [got]:
+            (self.quotas if frame["type"] == "quota" else self._frames).append(frame)
+
+    async def quota(self, wanted: Callable[[dict[str, Frame]], bool]) -> dict[str, Frame]:
+        """The newest limits by name, once they are as wanted."""
+        while not (self.quotas and wanted({limit["name"]: limit for limit in self.quotas[-1]["limits"]})):
+            await self._read()
+        return {limit["name"]: limit for limit in self.quotas[-1]["limits"]}
 
     def view(self, message_id: str) -> View:
         """What stands of a message here."""

@@ -19,6 +19,10 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * DAY)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Usd = Annotated[Decimal, Field(ge=0)]
+TokenRate = Annotated[int, Field(gt=0, le=10**12)]
+"""Above it the scripts' arithmetic would not be exact."""
+MonthlyUsd = Annotated[Decimal, Field(ge=0, le=9_000_000)]
+"""In nano-dollars, what a double holds exactly."""
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -153,15 +157,15 @@ class AuthSettings(Section):
 class TierSettings(Section):
     """`[tiers.NAME]`: limits of each user of this tier."""
 
-    tokens_per_minute: Positive = 100_000_000
+    tokens_per_minute: TokenRate = 100_000_000
     """Input and output tokens per minute; the bucket holds one minute's worth."""
-    requests_per_minute: Positive = 100_000
+    requests_per_minute: TokenRate = 100_000
     """Messages per minute."""
     concurrent_messages: Positive = 1_000
     """Messages that may run at once."""
     max_output_tokens: Positive = 16_384
     """Most output tokens of one message; also what is reserved if the request names no limit."""
-    monthly_usd: Usd | None = None
+    monthly_usd: MonthlyUsd | None = None
     """Spending limit per calendar month (UTC), in US dollars. Absent: none."""
     on_redis_outage: Literal["refuse", "local"] = "refuse"
     """When the quota store is down: refuse new messages, or admit by a local estimate and settle later."""
@@ -170,15 +174,15 @@ class TierSettings(Section):
 class TenantSettings(Section):
     """`[tenants.NAME]`: limits of a tenant's users together; what is absent is not limited."""
 
-    tokens_per_minute: Positive | None = None
+    tokens_per_minute: TokenRate | None = None
     """Input and output tokens per minute."""
-    requests_per_minute: Positive | None = None
+    requests_per_minute: TokenRate | None = None
     """Messages per minute."""
     concurrent_messages: Positive | None = None
     """Messages that may run at once."""
     max_output_tokens: Positive | None = None
     """Most output tokens of one message."""
-    monthly_usd: Usd | None = None
+    monthly_usd: MonthlyUsd | None = None
     """Spending limit per calendar month (UTC), in US dollars."""
     on_redis_outage: Literal["refuse", "local"] | None = None
     """Overrides the tier's setting."""
@@ -239,6 +243,8 @@ class RouteSettings(Section):
     """Ask the next target too, if the first is silent for this many milliseconds. Absent: never."""
     hedge_budget: Rate = 0.05
     """Largest share of requests that may be hedged."""
+    max_output_tokens: Positive | None = None
+    """Output tokens reserved and allowed if the request names no number; never more than the tier's."""
     prompt: str | None = None
     """Prompt that every message of this route gets, as `name` or `name@range`."""
 

@@ -23,9 +23,10 @@ from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.message import Claim, Means, Running
 from server.messages.reader import Reader
 from server.messages.scripts import RELEASE, TAKEOVER
-from server.messages.tally import lost_record
+from server.messages.tally import lost_record, used_by
+from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
-from server.store.keys import MessageKeys, active_set, open_set, user_tag
+from server.store.keys import MessageKeys, active_set, hold_id, open_set, user_tag
 from server.store.link import StoreError
 from server.telemetry.tasks import TaskOwner
 
@@ -105,13 +106,19 @@ class Keeper:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
             if ended:
-                await self._settle(claim)
+                await self._settle(claim.payer, claim.hold, used_by(running.records, claim.run))
+                await self._wind_up(claim)
             else:
+                self.means.quotas.let_go(claim.hold)
                 await self._give_back(running)
         finally:
             self.finishing.discard(claim.tag)
             if not self.running and not self.finishing:
                 self._idle.set()
+
+    async def _settle(self, payer: Payer, hold: str, used: Used) -> None:
+        """Replace the hold by what was used: after the end is written, before the message is finalized."""
+        await self.stubbornly(lambda: self.means.quotas.settle(payer, hold, used))
 
     async def finish(self, keys: MessageKeys, generation: bytes, run: int) -> None:
         """Do what is left to do after the end."""
@@ -124,13 +131,13 @@ class Keeper:
 
         await self.stubbornly(keep)
 
-    async def _settle(self, claim: Claim) -> None:
+    async def _wind_up(self, claim: Claim) -> None:
         """What is left to do after the end; where Redis has lost some of it meanwhile, it goes on from there."""
         await self.finish(claim.keys, claim.generation, claim.run)
         await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
-        await self.stubbornly(lambda: self._resettle(claim))
+        await self.stubbornly(lambda: self._go_on_if_lost(claim))
 
-    async def _resettle(self, claim: Claim) -> None:
+    async def _go_on_if_lost(self, claim: Claim) -> None:
         record = claim.keys.record
         owner, state, standing = await self.means.store.call(
             record, "HMGET", record, "owner", "state", "standing", seconds=STEP_SECONDS
@@ -147,7 +154,7 @@ class Keeper:
             return
         error = running.refusal
         if error is not None:
-            await self.stubbornly(lambda: self._release_or_go_on(claim, error))
+            await self.stubbornly(lambda: self._release_or_go_on(running, error))
         else:
             await self.stubbornly(lambda: self._let_go(claim.tag))
 
@@ -161,10 +168,13 @@ class Keeper:
         else:
             await self._unlist(tag)
 
-    async def _release_or_go_on(self, claim: Claim, error: ProtocolError) -> None:
+    async def _release_or_go_on(self, running: Running, error: ProtocolError) -> None:
         """Free the id; what can't be freed, because more than a claim stands under it, is not left without an owner."""
-        released = await self.release(claim.keys, claim.generation, claim.fence, error)
-        if not released and claim.tag not in self.running:
+        claim = running.claim
+        running.released = running.released or await self.release(claim.keys, claim.generation, claim.fence, error)
+        if running.released and running.may_hold:  # in this order: another owner of the claim would use the hold
+            await self.means.quotas.settle(claim.payer, claim.hold, Used(dispatched=False))
+        if not running.released and claim.tag not in self.running:
             await self.adopt(claim.tag, self.node)
         await self._unlist(claim.tag, claim.id, claim.user_tag)
 
@@ -223,7 +233,10 @@ class Keeper:
             self._take_up(await self._adopted(tag, keys, _fields(reply[1:])))
         elif verdict == b"ended":
             fields = _fields(reply[1:])
-            await self.finish(keys, fields["gen"], int(fields["run"]))
+            generation, run = fields["gen"], int(fields["run"])
+            used = used_by(msgpack.unpackb(fields["records"]), run)
+            await self._settle(_payer_of(fields), hold_id(tag, generation, run), used)
+            await self.finish(keys, generation, run)
             await self._unlist(tag, fields["id"].decode(), _user_of(fields))
         elif dead != self.node and tag not in self.running and tag not in self.finishing:
             owner = await store.call(keys.record, "HGET", keys.record, "owner", seconds=STEP_SECONDS)
@@ -251,7 +264,11 @@ class Keeper:
         for number in range(1, made + 1):
             description = fields.get(f"attempt:{number}")
             if number not in told and description is not None:
-                records.append(lost_record(number, msgpack.unpackb(description), len(text) if number == made else 0))
+                records.append(
+                    lost_record(
+                        number, msgpack.unpackb(description), len(text) if number == made else 0, int(fields["run"])
+                    )
+                )
         log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
         return Claim(
             id=fields["id"].decode(),
@@ -262,6 +279,7 @@ class Keeper:
             run=int(fields["run"]),
             request=asked.unpack(fields["req"]),
             user_tag=_user_of(fields),
+            payer=_payer_of(fields),
             head=head,
             first=int(fields["tip"]) + 1,
             attempts=made,
@@ -331,3 +349,7 @@ def _fields(flat: Sequence[bytes]) -> dict[str, bytes]:
 
 def _user_of(fields: Mapping[str, bytes]) -> str:
     return user_tag(fields["tenant"].decode(), fields["kind"].decode(), fields["user"].decode())
+
+
+def _payer_of(fields: Mapping[str, bytes]) -> Payer:
+    return Payer(fields["tenant"].decode(), _user_of(fields), fields["tier"].decode())

@@ -25,9 +25,10 @@ from server.messages.journal import End, Journal, JournalLost, Outbox, Verdict
 from server.messages.reader import Reader
 from server.messages.scripts import START_ATTEMPT
 from server.messages.state import Happening, State, after
-from server.messages.tally import AttemptTally, user_usage
+from server.messages.tally import AttemptTally, user_usage, withdrawn
+from server.quotas.base import Hold, NoQuota, Order, Payer, Quota
 from server.routing.attempts import GiveUp, Plan, Reason, Route, Shown, Try
-from server.store.keys import MessageKeys
+from server.store.keys import MessageKeys, hold_id
 from server.store.link import StoreError
 from server.store.store import Store
 from server.upstreams.base import Batch, Call, Driver, Fault, UpstreamFailure
@@ -62,6 +63,7 @@ class Claim:
     run: int
     request: asked.Request
     user_tag: str
+    payer: Payer
     user_hash: str = ""
     head: int = 0
     first: int = 1
@@ -77,6 +79,11 @@ class Claim:
     """A stop was asked for before this owner came."""
     base: int = 0
     """Seq of the attempt since which the text stands."""
+
+    @property
+    def hold(self) -> str:
+        """Under which its tokens are reserved."""
+        return hold_id(self.tag, self.generation, self.run)
 
 
 class Watch(Protocol):
@@ -101,6 +108,8 @@ class Means:
     event_bytes: int
     max_bytes: int
     """Most bytes of visible text of one message; then it ends with `finish_reason: length`."""
+    quotas: Quota = field(default_factory=NoQuota)
+    """A node always gives the real ones (`server.node`)."""
 
 
 class Running:
@@ -116,6 +125,13 @@ class Running:
         self.admitted.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.refusal: ProtocolError | None = None
         """Why it was not admitted."""
+        self.may_hold = False
+        """Whether something may be reserved for it."""
+        self.released = False
+        """Whether its claim was taken back."""
+        self.records: list[dict[str, Any]] = []
+        """What was used, once it has ended: one record an attempt."""
+        self._hold: Hold | None = None
         self.lost_writes = False
         """Redis lost acknowledged entries of this message: it must be taken over anew."""
         self.cancel_requested = claim.cancelled
@@ -189,6 +205,8 @@ class Running:
             return self._failed(GiveUp("model_not_found", f"there is no model {name!r} here", "permanent"))
         plan = Plan(route, self.claim.attempts)
         step = plan.first(self.shown, self.claim.reason)
+        if isinstance(step, Try) and (refused := await self._reserve(route)) is not None:
+            step = refused
         while isinstance(step, Try):
             target = self.means.targets[step.target]
             if not await self._start(step, target):
@@ -217,6 +235,46 @@ class Running:
             return self._done(finish, step, tally)
         return self._failed(step)
 
+    async def _reserve(self, route: Route) -> GiveUp | None:
+        """Reserve before anything is spent. A refused claim is taken back; a reopened message fails again."""
+        claim = self.claim
+        order = Order(
+            claim.hold,
+            claim.payer,
+            route.name,
+            asked.most_input(claim.request),
+            asked.count_input(claim.request.get("messages", [])),
+            claim.request.get("max_output_tokens"),
+            lambda tokens_in, tokens_out: self._dearest(route, tokens_in, tokens_out),
+            forced=claim.reason is not None and claim.reason.code == "owner_lost",
+        )
+        self.may_hold = True
+        try:
+            self._hold = await self.means.quotas.reserve(order)
+        except ProtocolError as refusal:
+            self.may_hold = refusal.code == "store_unavailable"  # then it may have happened
+            if claim.attempts and not self.may_hold:  # more than a claim stands under its id
+                self._admitted()
+                return GiveUp(
+                    refusal.code, refusal.message, refusal.error_class, refusal.retry_after_ms, refusal.details
+                )
+            self._refused(refusal)
+            raise _NotAdmitted from None
+        return None
+
+    def _dearest(self, route: Route, tokens_in: int, tokens_out: int) -> int | None:
+        prices = [self.means.targets[name].price for name in route.targets]
+        return max((p.nano_dollars(tokens_in, tokens_out) for p in prices if p is not None), default=None)
+
+    def _admitted(self) -> None:
+        if not self.admitted.done():
+            self.admitted.set_result(None)
+
+    def _refused(self, error: ProtocolError) -> None:
+        self.refusal = error
+        if not self.admitted.done():
+            self.admitted.set_exception(error)
+
     async def _start(self, step: Try, target: Target) -> bool:
         """Allocate the attempt in the record before anything is spent; False if a stop was asked for."""
         now = time.time()
@@ -226,8 +284,7 @@ class Running:
         if answer < 0:
             raise JournalLost(_verdict(answer))
         self.state = after(self.state, Happening.DISPATCH)
-        if not self.admitted.done():
-            self.admitted.set_result(None)
+        self._admitted()
         if answer == 2 or self.cancel_requested:
             self.cancel_requested = True
             return False
@@ -242,8 +299,7 @@ class Running:
             try:
                 return int(await store.run(START_ATTEMPT, keys, args))
             except (StoreError, TimeoutError):
-                self.refusal = ProtocolError("store_unavailable", "the store does not answer", retry_after_ms=1000)
-                self.admitted.set_exception(self.refusal)
+                self._refused(ProtocolError("store_unavailable", "the store does not answer", retry_after_ms=1000))
                 raise _NotAdmitted from None
         while True:  # a running message goes on as soon as Redis does; the script may be repeated
             try:
@@ -289,13 +345,16 @@ class Running:
     async def _call(self, step: Try) -> Call:
         request = self.claim.request
         messages = request.get("messages", [])
+        cap = self._hold.max_output_tokens if self._hold is not None else request.get("max_output_tokens")
         if step.mode == "continue":
+            if cap is not None:  # what stands was paid for out of the same hold
+                cap = max(1, cap - sum(tally.usage.output for tally in self.tallies if tally.stands))
             await self.outbox.flushed()
             messages = [*messages, {"role": "assistant", "content": await self._standing_text()}]
         return Call(
             messages=messages,
             options=asked.options(request),
-            max_output_tokens=request.get("max_output_tokens"),
+            max_output_tokens=cap,
             user=self.claim.user_hash,
             message_id=self.claim.id,
         )
@@ -386,16 +445,18 @@ class Running:
         return {"text_bytes": waiting.text_bytes, "text_sha256": sha}
 
     def _end(self, event: dict[str, Any], error_class: ErrorClass = "permanent") -> None:
-        records = [tally.record(self._cost(tally)) for tally in self.tallies]
-        earlier = list(self.claim.records)
+        run = self.claim.run
+        records = [{**tally.record(self._cost(tally)), "run": run} for tally in self.tallies]
+        earlier = [dict(record) for record in self.claim.records]
         if self._starts_over:  # what earlier runs brought does not stand any more
-            earlier = [{**record, "payer": "operator"} for record in earlier]
+            earlier = [withdrawn(record, run) for record in earlier]
+        self.records = [*earlier, *records]
         self.outbox.end(
             event,
             End(
                 self.state,
                 msgpack.packb(event),
-                msgpack.packb([*earlier, *records]),
+                msgpack.packb(self.records),
                 may_reopen=self.state is State.FAILED and error_class == "temporary",
             ),
         )

@@ -22,6 +22,7 @@ from server.messages.keeper import Keeper
 from server.messages.message import Claim, Displaced, Means
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
+from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
 from server.store.link import StoreError
@@ -314,6 +315,7 @@ def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation
         run=int(reply[5]) if reopened else 1,
         request=asked.stored(send),
         user_tag=user_tag(who.tenant, who.kind, who.user),
+        payer=payer_of(who),
         head=head,
         first=head + 1,
         attempts=max(made),  # Redis may have lost the number of an attempt whose record came later
@@ -321,6 +323,11 @@ def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation
         reason=Reason("retried", "the failed message was asked for again") if reopened else None,
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
     )
+
+
+def payer_of(who: Principal) -> Payer:
+    """Whose limits count."""
+    return Payer(who.tenant, user_tag(who.tenant, who.kind, who.user), who.tier)
 
 
 def unavailable() -> ProtocolError:

@@ -6,9 +6,11 @@ the operator's (`payer`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.quotas.base import Used
 from server.upstreams.base import Batch, TokenUsage
 
 Source = Literal["provider", "counted", "none"]
@@ -76,10 +78,11 @@ class AttemptTally:
         }
 
 
-def lost_record(number: int, description: dict[str, Any], text_bytes: int) -> dict[str, Any]:
+def lost_record(number: int, description: dict[str, Any], text_bytes: int, run: int = 1) -> dict[str, Any]:
     """The record of an attempt whose node was lost: nobody counted, so its output is estimated from the journal."""
     return {
         "attempt": number,
+        "run": run,
         "target": description["target"],
         "model": description["model"],
         "outcome": "owner_lost",
@@ -108,3 +111,27 @@ def user_usage(tallies: list[AttemptTally]) -> dict[str, int]:
         "cached_tokens": first.cached,
         "reasoning_tokens": sum(usage.reasoning for usage in usages),
     }
+
+
+def withdrawn(record: Mapping[str, Any], run: int) -> dict[str, Any]:
+    """The record of an attempt of an earlier owner or run whose text `run` replaced: the operator pays it now."""
+    if record["payer"] == "operator":
+        return dict(record)
+    return {**record, "payer": "operator", "withdrawn_in": run}
+
+
+def used_by(records: Sequence[Mapping[str, Any]], run: int) -> Used:
+    """What the user pays for one run, by the attempt records of the message: the settlement of the run's hold.
+
+    Input counts once, with the first attempt that stands. What an earlier run was settled with and this one withdrew
+    is given back.
+    """
+    paid = [record for record in records if record["payer"] == "user"]
+    mine = [record for record in paid if record.get("run", 1) == run]
+    back = [r for r in records if r.get("withdrawn_in") == run and r.get("run", 1) != run]
+    tokens = sum(record["output_tokens"] for record in mine) - sum(record["output_tokens"] for record in back)
+    for sign, some, all_of_them in ((1, mine, paid), (-1, back, back)):
+        if some and some[0] is all_of_them[0]:
+            tokens += sign * some[0]["input_tokens"]
+    nano = sum(record["cost_nano_usd"] or 0 for record in mine) - sum(record["cost_nano_usd"] or 0 for record in back)
+    return Used(tokens, nano, dispatched=any(record.get("run", 1) == run for record in records))

@@ -1,1 +1,1 @@
-"""Token quotas."""
+"""Token quotas that hold (G6): buckets, holds, settlement."""

@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
 
 import structlog
@@ -24,7 +24,9 @@ from server.access import scopes
 from server.access.identity import Principal
 from server.access.limits import ConnectionLimits, frame_pace
 from server.config import ServerSettings
-from server.messages.service import Found, Messages, unavailable
+from server.messages.service import Found, Messages, payer_of, unavailable
+from server.quotas.base import Payer
+from server.sessions.audience import Audience
 from server.sessions.outbound import Outbound, error_frame
 from server.store.link import StoreError
 
@@ -64,6 +66,9 @@ class SessionMeans:
     authenticator: Authenticates
     watch: SessionWatch
     max_frame_bytes: int
+    audience: Audience = field(default_factory=Audience)
+    limits: Callable[[Payer], Awaitable[list[dict[str, Any]]]] | None = None
+    """What is left of a user's limits, for `welcome`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,7 @@ class Session:
                 self.unfollow(tag)
             if self.who is not None:
                 self.connections.leave_user(user_of(self.who))
+                self.means.audience.leave(payer_of(self.who).user, self)
             self.means.watch.session_closed(time.monotonic() - self.opened_at)
 
     async def _converse(self) -> None:
@@ -269,6 +275,10 @@ class Session:
         """Put an answer before all data."""
         self.out.put(frame)
 
+    def tell_limits(self, limits: list[dict[str, Any]]) -> None:
+        """Tell what is left (`server.sessions.audience.Listener`)."""
+        self.out.put_latest({"type": "quota", "limits": limits})
+
     def refuse(self, frame: dict[str, Any], error: ProtocolError) -> None:
         """Answer a frame that could not be served."""
         kind, message_id = frame.get("type"), frame.get("id")
@@ -309,6 +319,7 @@ class Session:
         scopes.require(who.scopes, scopes.CHAT)
         if self.who is None:
             self.connections.enter_user(user_of(who))
+            self.means.audience.join(payer_of(who).user, self)
         self.who = who
         if who.expires_at is None:
             if self._deadline is not None:

@@ -20,7 +20,7 @@ from protocol.frames import (
     Subscribe,
     Unsubscribe,
 )
-from server.messages.service import Found
+from server.messages.service import Found, payer_of
 from server.sessions.actor import Closing, Session, handles
 from server.sessions.outbound import error_frame
 
@@ -40,8 +40,10 @@ async def hello(session: Session, frame: Hello) -> None:
         session.refuse({"type": "hello"}, error)
         session.close_soon(Closing(_REFUSED.get(error.code, CloseCode.UNAUTHENTICATED), error.code))
         return
-    active, found = await asyncio.gather(
-        session.messages.active(who), asyncio.gather(*(_find(session, point) for point in frame.resume))
+    active, found, limits = await asyncio.gather(
+        session.messages.active(who),
+        asyncio.gather(*(_find(session, point) for point in frame.resume)),
+        _limits(session),
     )
     known = [message for message in found if isinstance(message, Found)]
     welcome: dict[str, Any] = {
@@ -54,7 +56,7 @@ async def hello(session: Session, frame: Hello) -> None:
         "resumed": [_head(message) for message in known],
         "active": [_head(message) for message in active],
         "server_time": time.time(),
-        "limits": [],
+        "limits": limits,
     }
     if expires is not None:
         welcome["expires_in_seconds"] = expires
@@ -67,6 +69,11 @@ async def hello(session: Session, frame: Hello) -> None:
             await session.follow(message, point.after)
         except ProtocolError as error:
             session.say(error_frame("hello", point.id, error.as_dict()))
+
+
+async def _limits(session: Session) -> list[dict[str, Any]]:
+    limits = session.means.limits
+    return [] if limits is None else await limits(payer_of(session.principal))
 
 
 async def _find(session: Session, point: ResumePoint) -> Found | ProtocolError:

@@ -85,6 +85,8 @@ class Outbound:
         """Follows whose end has been taken; the session unfollows them."""
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
+        self._latest: Frame | None = None
+        """The newest `quota` frame, until it is sent; at most one."""
         self._control_room = asyncio.Event()
         self._control_room.set()
         self._ready: deque[Follow] = deque()
@@ -102,6 +104,11 @@ class Outbound:
         self._control_bytes += len(data)
         if len(self._control) >= CONTROL_FRAMES or self._control_bytes >= CONTROL_BYTES:
             self._control_room.clear()
+        self.something.set()
+
+    def put_latest(self, frame: Frame) -> None:
+        """Say something of which only the newest is worth sending: it takes the place of one that has not gone out."""
+        self._latest = frame
         self.something.set()
 
     async def control_room(self) -> None:
@@ -163,6 +170,11 @@ class Outbound:
             return data
         frames: list[bytes] = []
         size = 0
+        if self._latest is not None:
+            frames.append(self.codec.encode(self._latest))
+            self._latest, size = None, len(frames[0]) + JOIN_OVERHEAD
+            if size > self._joinable:
+                return frames[0]
         while self._ready and size < MESSAGE_BYTES:
             follow = self._ready[0]
             data_or_none = self._next(follow)

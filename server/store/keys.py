@@ -85,3 +85,39 @@ def control_channel(node: str) -> bytes:
 def heartbeat(node: str, primary: str) -> bytes:
     """Counter that `node` raises as long as it lives; `primary` is a tag that lies on the primary in question."""
     return f"{PREFIX}{{{primary}}}:hb:{node}".encode()
+
+
+# --- Q: quotas -------------------------------------------------------------------------------------------------------
+
+QUOTA_TAGS = 256
+
+
+def quota_tag(tenant: str) -> str:
+    """The tag under which everything that limits a tenant and its users lies: one of a known set of 256."""
+    return f"q{int(_digest('q', tenant)[:8], 16) % QUOTA_TAGS}"
+
+
+def quota_clock(tag: str) -> bytes:
+    """Hash: the newest time seen under a quota tag, so that it never runs backward."""
+    return f"{PREFIX}{{{tag}}}:clock".encode()
+
+
+def quota_owner(tag: str, owner: str) -> tuple[bytes, bytes, bytes]:
+    """Bucket, leases and held amounts of a user or a tenant."""
+    base = f"{PREFIX}{{{tag}}}:"
+    return f"{base}b:{owner}".encode(), f"{base}l:{owner}".encode(), f"{base}a:{owner}".encode()
+
+
+def quota_hold(tag: str, hold: str) -> bytes:
+    """Hash: what is reserved for one run of one message, and how it was settled."""
+    return f"{PREFIX}{{{tag}}}:h:{hold}".encode()
+
+
+def tenant_tag(tenant: str) -> str:
+    """The tag-like name of a tenant as a whole."""
+    return _digest("t", tenant)
+
+
+def hold_id(tag: str, generation: bytes, run: int) -> str:
+    """The hold of one run of a message: whoever runs it, at whatever node, finds the same."""
+    return _digest("h", tag, generation.decode("latin-1"), str(run))[:32]

@@ -37,6 +37,9 @@ class Metrics:
             registry=registry,
         )
         self._messages = Counter("tidewire_messages", "Messages ended, by state", ["state"], registry=registry)
+        self._quota = Counter(
+            "tidewire_quota", "Reservations and settlements, by outcome", ["outcome"], registry=registry
+        )
         self._running = Gauge("tidewire_messages_running", "Attempts now streaming", registry=registry)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -58,6 +61,10 @@ class Metrics:
         """One WebSocket message of `size` bytes went out."""
         self._sent.inc()
         self._sent_bytes.inc(size)
+
+    def quota(self, outcome: str) -> None:
+        """A reservation or a settlement ended so."""
+        self._quota.labels(outcome).inc()
 
     # --- messages ---------------------------------------------------------------------------------------------------
 

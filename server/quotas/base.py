@@ -1,0 +1,95 @@
+"""What messages ask of quotas: the interface, and what goes over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """Whose limits count."""
+
+    tenant: str
+    user: str
+    """The user's tag (`server.store.keys.user_tag`)."""
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one run of one message may use at most."""
+
+    hold: str
+    """See `server.store.keys.hold_id`: the same order again finds the same hold."""
+    payer: Payer
+    route: str
+    input_tokens: int
+    """Never less than a provider will count."""
+    likely_input: int = 0
+    """About what it will count; refusals for good are decided by this."""
+    max_output_tokens: int | None = None
+    """What the request names; None: what tier and route allow."""
+    price: Callable[[int, int], int | None] = lambda _input, _output: None
+    """Nano-dollars of so many input and output tokens at the dearest target that may be called."""
+    forced: bool = False
+    """Something was spent already: it is counted, whether there is room or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What is reserved."""
+
+    id: str
+    payer: Payer
+    max_output_tokens: int | None
+    """The cap that goes upstream."""
+    tokens: int = 0
+    nano_dollars: int = 0
+    degraded: bool = False
+    """Admitted by a local estimate, without Redis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What is settled: tokens and nano-dollars that the user pays. Below 0: an earlier run's are given back."""
+
+    tokens: int = 0
+    nano_dollars: int = 0
+    dispatched: bool = True
+    """False: no attempt was started, so the request does not count either."""
+
+
+class Quota(Protocol):
+    """The limits of users and tenants."""
+
+    async def reserve(self, order: Order) -> Hold:
+        """Reserve in all buckets or none; idempotent by hold id.
+
+        Raises `ProtocolError`: `request_too_large_for_tier`, `quota_exceeded`, `store_unavailable` (then it may have
+        happened: `settle` the hold unless another owner of the message uses it).
+        """
+        ...
+
+    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
+        """Replace a hold by what was used, exactly once. Raises `StoreError` or `TimeoutError`: repeat it."""
+        ...
+
+    def let_go(self, hold: str) -> None:
+        """Another owner goes on with the message: renew no more leases for it."""
+        ...
+
+
+class NoQuota:
+    """No limits, for tests of what is around them."""
+
+    async def reserve(self, order: Order) -> Hold:
+        """See `Quota`."""
+        return Hold(order.hold, order.payer, order.max_output_tokens)
+
+    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
+        """See `Quota`."""
+
+    def let_go(self, hold: str) -> None:
+        """See `Quota`."""

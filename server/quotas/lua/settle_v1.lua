@@ -1,0 +1,50 @@
+-- Replace a hold by what was really used, exactly once.
+--
+-- KEYS[1]  clock of the tag   KEYS[2]  the hold   then for each owner: bucket, leases, amounts (see common_v1.lua)
+-- ARGV[1]  id of the hold
+-- ARGV[2]  tokens, ARGV[3] nano-dollars that were used; below 0 where an earlier run's are given back
+-- ARGV[4]  length of a lease, microseconds   ARGV[5] how long a settled hold is remembered, milliseconds
+-- ARGV[6]  '1': nothing was dispatched, the request is given back, too; else ''
+-- ARGV[7…] for each owner four limits
+--
+-- {verdict, now, …show of each owner}. Verdicts: settled · again (it was; nothing changes) · unknown (there was no such
+-- hold: what was used is debited, and a reservation under this id that comes late finds it settled).
+-- What is given back never fills a bucket over its limit; what was used beyond the hold becomes debt.
+local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
+local owners = {}
+for i = 1, (#KEYS - 2) / 3 do
+  owners[i] = owner_at(3 * i, 4 * i + 3, now)
+  sweep(owners[i], leased)
+end
+
+local have = redis.call('HMGET', KEYS[2], 'tokens', 'settled', 't1', 't2', 'r1', 'r2')
+local verdict = have[2] and 'again' or have[1] and 'settled' or 'unknown'
+if verdict ~= 'again' then
+  for i, o in ipairs(owners) do
+    if o.t then
+      o.t = o.t + (tonumber(have[2 + i]) or 0) - tokens
+      if o.t >= o.tpm then
+        o.t, o.tp = o.tpm, 0
+      end
+    end
+    if o.r and ARGV[6] == '1' and have[4 + i] then
+      o.r = o.r + 1
+      if o.r >= o.rpm then
+        o.r, o.rp = o.rpm, 0
+      end
+    end
+    o.spent = math.max(0, o.spent + nano)
+    unlease(o, id)
+    save(o)
+  end
+  redis.call('HSET', KEYS[2], 'tokens', have[1] or '0', 'settled', int(tokens), 'settled_nano', int(nano),
+    'settled_at', int(now), 'settled_step', int(step))
+  redis.call('PEXPIRE', KEYS[2], ARGV[5])
+end
+
+local reply = {verdict, int(now)}
+for _, o in ipairs(owners) do
+  show(reply, o)
+end
+return reply

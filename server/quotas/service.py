@@ -1,0 +1,289 @@
+"""The shell around the quota scripts: reserve, settle, renew, show; and what happens while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import structlog
+
+from protocol.errors import ProtocolError
+from server.quotas.base import Hold, Order, Payer, Used
+from server.quotas.bucket import Bucket
+from server.quotas.limits import MICRO, PREFIXES, Policies, Policy, refused, shown
+from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
+from server.store.keys import quota_clock, quota_hold, quota_owner, quota_tag, tenant_tag
+from server.store.link import StoreError
+from server.store.store import Store
+from server.telemetry.tasks import TaskOwner
+
+log = structlog.get_logger("quotas")
+
+LEASE_SECONDS: Final = 30.0
+"""How long a slot or held money outlives a node that does not renew it."""
+RENEW_HOLDS: Final = 100
+"""Most leases renewed by one call, so that the script stays short."""
+STEP_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 0.25
+HOLDS_RETRY_MS: Final = 1_000
+"""When to ask again for a slot: nobody knows when the next one is free."""
+
+Say = Callable[[Payer, list[dict[str, Any]]], None]
+
+
+class QuotaWatch(Protocol):
+    """What is told of quotas, for metrics."""
+
+    def quota(self, outcome: str) -> None:
+        """`held`, `refused`, `too_large`, `unavailable`, `degraded` (admitted without Redis) or `settled`."""
+        ...
+
+
+class Quotas:
+    """See the module, and `server.quotas.base.Quota`."""
+
+    def __init__(
+        self,
+        store: Store,
+        policies: Policies,
+        watch: QuotaWatch,
+        remember_seconds: float,
+        nodes: Callable[[], int] = lambda: 1,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self.policies = policies
+        self.say: Say = lambda payer, limits: None
+        """Called with a user's limits after each admission and settlement."""
+        self.held: dict[str, Hold] = {}
+        """What this node renews, by hold id."""
+        self._store = store
+        self._watch = watch
+        self._nodes = nodes
+        self._lease_us = round(lease_seconds * MICRO)
+        self._renew_seconds = lease_seconds / 3
+        self._remember_ms = round(remember_seconds * 1000)
+        self._tags: set[str] = set()
+        """Tags this node has used: it keeps their clocks going."""
+        self._outage: dict[str, Bucket] = {}
+        """Buckets of an outage, each this node's share; empty while Redis answers."""
+        self._owner = TaskOwner("quotas")
+
+    def start(self) -> None:
+        """Begin to renew leases."""
+        self._owner.start(self._renew_forever(), "leases")
+
+    async def close(self) -> None:
+        """Stop renewing. What was not settled is settled by who takes the messages over."""
+        await self._owner.close()
+
+    # --- reserve ---------------------------------------------------------------------------------------------------
+
+    async def reserve(self, order: Order) -> Hold:
+        """See `Quota`."""
+        policy = self.policies.of(order.payer)
+        try:
+            tokens, cap = policy.size(order, self.policies.route_output.get(order.route))
+        except ProtocolError:
+            if not order.forced:
+                self._watch.quota("too_large")
+                raise
+            cap = min(order.max_output_tokens or policy.max_output_tokens, policy.max_output_tokens)
+            tokens = order.input_tokens + cap
+        nano = (order.price(order.input_tokens, cap) or 0) if policy.counts_money else 0
+        hold = Hold(order.hold, order.payer, cap, tokens, nano)
+        try:
+            reply = await self._reserve(policy, hold, order.forced)
+        except (StoreError, TimeoutError) as error:
+            log.info("quota_unavailable", hold=hold.id, error=str(error))
+            return self._in_outage(policy, hold, order.forced)
+        self._outage.clear()
+        if reply[0] == b"refused":
+            self._watch.quota("refused")
+            raise _refusal(refused(reply[3].decode()), int(reply[2]), self._limits(policy, reply[1], reply[4:]))
+        self._watch.quota(reply[0].decode())
+        if reply[0] != b"settled":  # else the bill was paid before Redis forgot that the message had ended
+            self.held[hold.id] = hold
+        self._tell(policy, hold.payer, reply[1], reply[4:])
+        return hold
+
+    async def _reserve(self, policy: Policy, hold: Hold, forced: bool, seconds: float | None = None) -> list[Any]:
+        tag = quota_tag(hold.payer.tenant)
+        self._tags.add(tag)
+        args = [hold.id, hold.tokens, hold.nano_dollars, self._lease_us, self._remember_ms, "1" if forced else ""]
+        keys = [quota_clock(tag), quota_hold(tag, hold.id), *_owner_keys(tag, hold.payer, policy)]
+        timing = {} if seconds is None else {"seconds": seconds}
+        reply: list[Any] = await self._store.run(RESERVE, keys, [*args, *_limit_args(policy)], **timing)
+        return reply
+
+    # --- settle ----------------------------------------------------------------------------------------------------
+
+    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
+        """See `Quota`."""
+        policy, tag = self.policies.of(payer), quota_tag(payer.tenant)
+        args = [
+            hold,
+            used.tokens,
+            used.nano_dollars if policy.counts_money else 0,
+            self._lease_us,
+            self._remember_ms,
+            "" if used.dispatched else "1",
+        ]
+        keys = [quota_clock(tag), quota_hold(tag, hold), *_owner_keys(tag, payer, policy)]
+        reply = await self._store.run(SETTLE, keys, [*args, *_limit_args(policy)], STEP_SECONDS)
+        self.held.pop(hold, None)
+        if reply[0] != b"again":
+            self._watch.quota("settled")
+            self._tell(policy, payer, reply[1], reply[2:])
+
+    def let_go(self, hold: str) -> None:
+        """See `Quota`."""
+        self.held.pop(hold, None)
+
+    # --- renew -----------------------------------------------------------------------------------------------------
+
+    async def _renew_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._renew_seconds)
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Renew the leases of everything that is held here; a tag that does not answer is tried again next time."""
+        groups: dict[tuple[str, int], list[Hold]] = {(tag, 1): [] for tag in self._tags}
+        for hold in self.held.values():
+            width = len(self.policies.of(hold.payer).owners)
+            groups.setdefault((quota_tag(hold.payer.tenant), width), []).append(hold)
+        batches = [
+            (tag, width, holds[first : first + RENEW_HOLDS])
+            for (tag, width), holds in groups.items()
+            for first in range(0, max(len(holds), 1), RENEW_HOLDS)
+        ]
+        await asyncio.gather(*(self._renew(*batch) for batch in batches))
+
+    async def _renew(self, tag: str, width: int, holds: Sequence[Hold]) -> None:
+        keys = [quota_clock(tag)]
+        for hold in holds:
+            keys += [quota_hold(tag, hold.id), *_owner_keys(tag, hold.payer, self.policies.of(hold.payer))]
+        args = [self._lease_us, self._remember_ms, width, *(hold.id for hold in holds)]
+        try:
+            reply = await self._store.run(RENEW, keys, args, STEP_SECONDS)
+        except (StoreError, TimeoutError) as error:
+            log.warning("leases_not_renewed", tag=tag, holds=len(holds), error=str(error))
+            return
+        for hold, renewed in zip(holds, reply, strict=True):
+            if not renewed and not hold.degraded:
+                self.held.pop(hold.id, None)
+
+    # --- show ------------------------------------------------------------------------------------------------------
+
+    async def view(self, payer: Payer) -> list[dict[str, Any]]:
+        """The `limits` of a user, for `welcome` and for HTTP headers; empty if Redis does not answer."""
+        policy, tag = self.policies.of(payer), quota_tag(payer.tenant)
+        keys = [quota_clock(tag), *_owner_keys(tag, payer, policy)]
+        try:
+            reply = await self._store.run(VIEW, keys, _limit_args(policy))
+        except (StoreError, TimeoutError):
+            return []
+        return self._limits(policy, reply[0], reply[1:])
+
+    def _limits(self, policy: Policy, now: bytes, numbers: Iterable[bytes]) -> list[dict[str, Any]]:
+        at = int(now)
+        return shown(policy.owners, [int(number) for number in numbers], at, month_end_us(at))
+
+    def _tell(self, policy: Policy, payer: Payer, now: bytes, numbers: Iterable[bytes]) -> None:
+        self.say(payer, self._limits(policy, now, numbers))
+
+    # --- without Redis ----------------------------------------------------------------------------------------------
+
+    def _in_outage(self, policy: Policy, hold: Hold, forced: bool) -> Hold:
+        """Admit by this node's share of the limits, or refuse. What is admitted is reserved as debt afterwards."""
+        if not forced:
+            if policy.outage == "refuse" or policy.counts_money:  # nobody here knows what was spent elsewhere
+                self._watch.quota("unavailable")
+                raise ProtocolError(
+                    "store_unavailable", "the quotas do not answer; nothing was started", retry_after_ms=1000
+                )
+            self._take_share(policy, hold)
+        hold = replace(hold, degraded=True)
+        self.held[hold.id] = hold
+        self._watch.quota("degraded")
+        self._owner.start(self._reserve_later(policy, hold), "debt")
+        return hold
+
+    def _take_share(self, policy: Policy, hold: Hold) -> None:
+        """Take from this node's share of every bucket, or from none. Raises `quota_exceeded`."""
+        now, nodes = round(time.monotonic() * MICRO), max(1, self._nodes())
+        taken: dict[str, Bucket] = {}
+        for owner, limits, prefix in zip(_owners(hold.payer), policy.owners, PREFIXES, strict=False):
+            slots = limits.concurrent_messages
+            running = sum(owner in _owners(other.payer) for other in self.held.values())
+            if slots is not None and running >= max(1, slots // nodes):
+                self._refuse_share(prefix + "concurrent_messages", 0)
+            sizes = {
+                "tokens_per_minute": (limits.tokens_per_minute, hold.tokens),
+                "requests_per_minute": (limits.requests_per_minute, 1),
+            }
+            for name, (limit, size) in sizes.items():
+                if limit is None:
+                    continue
+                share = max(1, limit // nodes)
+                bucket = self._outage.get(f"{owner}:{name}") or Bucket.full(share, now)
+                left = bucket.take(size, now)
+                if left is None:
+                    self._refuse_share(prefix + name, bucket.wait(size, now))
+                else:
+                    taken[f"{owner}:{name}"] = left
+        self._outage.update(taken)
+
+    def _refuse_share(self, limit: str, wait_us: int) -> None:
+        self._watch.quota("refused")
+        error = _refusal(limit, wait_us, [])
+        error.details = {**(error.details or {}), "degraded": True}
+        raise error
+
+    async def _reserve_later(self, policy: Policy, hold: Hold) -> None:
+        """Count what was admitted without Redis as soon as it answers; after its settlement this changes nothing."""
+        while True:
+            try:
+                await self._reserve(policy, hold, True, STEP_SECONDS)
+                break
+            except (StoreError, TimeoutError):
+                await asyncio.sleep(RETRY_SECONDS)
+        if hold.id in self.held:
+            self.held[hold.id] = replace(hold, degraded=False)
+
+
+def _owners(payer: Payer) -> tuple[str, str]:
+    return payer.user, tenant_tag(payer.tenant)
+
+
+def _owner_keys(tag: str, payer: Payer, policy: Policy) -> list[bytes]:
+    keys: list[bytes] = []
+    for owner, _ in zip(_owners(payer), policy.owners, strict=False):
+        keys += quota_owner(tag, owner)
+    return keys
+
+
+def _limit_args(policy: Policy) -> list[int | str]:
+    return [arg for limits in policy.owners for arg in limits.args()]
+
+
+def _refusal(limit: str, wait_us: int, limits: list[dict[str, Any]]) -> ProtocolError:
+    wait_ms = -(-wait_us // 1000) or HOLDS_RETRY_MS
+    row = next((row for row in limits if row["name"] == limit), None)
+    return ProtocolError(
+        "quota_exceeded",
+        f"the limit {limit} is used up",
+        retry_after_ms=wait_ms,
+        details={"limit": limit, **({"limits": [row]} if row else {})},
+    )
+
+
+def month_end_us(now_us: int) -> int:
+    """When the calendar month (UTC) of `now_us` ends."""
+    now = datetime.fromtimestamp(now_us / MICRO, UTC)
+    following = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    return round(following.timestamp()) * MICRO

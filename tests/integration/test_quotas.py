@@ -1,0 +1,179 @@
+"""Quotas in a running node: what is reserved, refused, settled, and what the user's sessions are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import redis.asyncio
+
+from tests.nodes import RunningNode, running_node, settings_for
+from tests.upstreams.scripted import ScriptedUpstream, serving
+from tests.wire import eventually_true, wire
+
+
+@asynccontextmanager
+async def place(url: str, **tier: Any) -> AsyncIterator[tuple[RunningNode, ScriptedUpstream]]:
+    """A node whose users have these limits."""
+    sections: dict[str, Mapping[str, Any]] = {"tiers": {"default": tier}}
+    if "targets" in tier:
+        sections["targets"] = tier.pop("targets")
+    async with serving() as upstream, running_node(settings_for(url, upstream.url, sections)) as node:
+        yield node, upstream
+
+
+async def holds(url: str) -> list[dict[str, str]]:
+    """Every hold in Redis."""
+    async with redis.asyncio.Redis.from_url(url, decode_responses=True) as store:
+        return [await store.hgetall(key) async for key in store.scan_iter("tw:{q*}:h:*")]  # type: ignore[misc]
+
+
+async def test_limits_are_told_in_welcome_and_after_every_change(valkey_url: str) -> None:
+    limits = {"tokens_per_minute": 6000, "concurrent_messages": 3, "max_output_tokens": 100}
+    async with (
+        place(valkey_url, **limits) as (node, _),
+        wire(node.url, hello=False) as first,
+        wire(node.url) as second,
+    ):
+        welcome = await first.hello()
+        told = {limit["name"]: limit["remaining"] for limit in welcome["limits"]}
+        assert told == {"tokens_per_minute": 6000, "requests_per_minute": 100_000, "concurrent_messages": 3}
+        await first.ask("m1", "script tokens=10 hang=mid")
+        for client in (first, second):
+            now = await client.quota(lambda now: now["concurrent_messages"]["remaining"] == 2)
+            assert now["tokens_per_minute"]["remaining"] <= 6000 - 100
+            assert now["tokens_per_minute"]["reset_seconds"] > 0
+        await first.type("delta")
+        await second.send({"type": "cancel", "id": "m1"})
+        for client in (first, second):
+            now = await client.quota(lambda now: now["concurrent_messages"]["remaining"] == 3)
+            assert now["tokens_per_minute"]["remaining"] > 6000 - 100
+
+
+async def test_a_refusal_frees_the_id_and_the_told_wait_is_enough(valkey_url: str) -> None:
+    async with (
+        place(valkey_url, tokens_per_minute=6000, max_output_tokens=5900) as (node, upstream),
+        wire(node.url) as client,
+        wire(node.url) as other,
+    ):
+        await client.ask("big", "script tokens=2000 seed=x")
+        await client.ended("big")
+        await client.quota(lambda now: now["tokens_per_minute"]["remaining"] < 4100)
+        await client.ask("m2", "script tokens=5", max_output_tokens=4100)
+        error = await client.error("m2")
+        assert (error["code"], error["class"], error["status"]) == ("quota_exceeded", "temporary", 429)
+        assert error["details"]["limit"] == "tokens_per_minute"
+        assert 0 < error["retry_after_ms"] < 3000
+        assert upstream.count("start") == 1
+        await asyncio.sleep(error["retry_after_ms"] / 1000)
+        await other.ask("m2", "script tokens=5", max_output_tokens=4100)
+        assert (await other.ended("m2")).end is not None
+
+
+async def test_everybody_who_attached_hears_of_the_refusal(valkey_url: str) -> None:
+    async with (
+        place(valkey_url, concurrent_messages=1) as (node, upstream),
+        wire(node.url) as client,
+        wire(node.url) as other,
+    ):
+        await client.ask("m1", "script tokens=10 hang=mid")
+        await client.type("delta")
+        await asyncio.gather(client.ask("m2", "script tokens=5"), other.ask("m2", "script tokens=5"))
+        for error in (await client.error("m2"), await other.error("m2")):
+            assert (error["code"], error["details"]["limit"]) == ("quota_exceeded", "concurrent_messages")
+        await client.send({"type": "cancel", "id": "m1"})
+        await client.ended("m1")
+        await client.quota(lambda now: now["concurrent_messages"]["remaining"] == 1)
+        await other.ask("m2", "script tokens=5")
+        await other.ended("m2")
+        assert upstream.count("start") == 2
+
+
+async def test_too_large_for_ever_is_said_without_a_retry_hint(valkey_url: str) -> None:
+    async with place(valkey_url, tokens_per_minute=1000) as (node, upstream), wire(node.url) as client:
+        await client.ask("m1", "script tokens=5", max_output_tokens=1500)
+        error = await client.error("m1")
+        assert (error["code"], error["retryable"]) == ("request_too_large_for_tier", False)
+        assert "retry_after_ms" not in error
+        await client.ask("m2", "script tokens=5")  # no wish: the default is cut to what fits
+        await client.ended("m2")
+        starts = [entry for entry in upstream.records if entry["event"] == "start"]
+        assert 900 < starts[0]["max_tokens"] < 1000
+        assert not [hold for hold in await holds(valkey_url) if "settled" not in hold]
+
+
+async def test_the_cap_of_the_tier_goes_upstream(valkey_url: str) -> None:
+    async with place(valkey_url, max_output_tokens=7) as (node, upstream), wire(node.url) as client:
+        await client.ask("m1", "script tokens=50", max_output_tokens=5000)
+        view = await client.ended("m1")
+        assert view.end is not None
+        assert view.end["usage"]["output_tokens"] == 7
+        assert view.end["finish_reason"] == "length"
+        assert next(iter(upstream.records))["max_tokens"] == 7
+
+
+async def test_settled_with_what_was_used_and_released_where_nothing_was(valkey_url: str) -> None:
+    async with place(valkey_url, tokens_per_minute=100_000) as (node, upstream), wire(node.url) as client:
+        await client.ask("ok", "script tokens=20")
+        done = (await client.ended("ok")).end
+        upstream.fail("status=500", times=1)
+        await client.ask("bad", "script tokens=20")
+        assert (await client.ended("bad")).end["type"] == "failed"  # type: ignore[index]
+
+        async def both_settled() -> bool:
+            return sum("settled" in hold for hold in await holds(valkey_url)) == 2
+
+        await eventually_true(both_settled)
+        assert done is not None
+        assert sorted(int(hold["settled"]) for hold in await holds(valkey_url)) == [0, done["usage"]["total_tokens"]]
+
+
+async def test_a_failed_message_that_is_reopened_is_settled_by_itself(valkey_url: str) -> None:
+    async with place(valkey_url, tokens_per_minute=100_000) as (node, upstream), wire(node.url) as client:
+        upstream.fail("status=500", times=1)
+        messages = await client.ask("m1", "script tokens=20")
+        failed = (await client.ended("m1")).end
+        assert failed is not None
+        await client.ask("m1", messages, retry_of=failed["seq"], after=failed["seq"])
+        await client.type("done", "m1")
+
+        async def settled() -> bool:
+            return sum("settled" in hold for hold in await holds(valkey_url)) == 2
+
+        await eventually_true(settled)
+        assert sorted(int(hold["settled"]) > 0 for hold in await holds(valkey_url)) == [False, True]
+
+
+async def test_a_reopened_message_that_is_refused_fails_again(valkey_url: str) -> None:
+    async with place(valkey_url, requests_per_minute=1) as (node, upstream), wire(node.url) as client:
+        upstream.fail("status=500", times=1)
+        messages = await client.ask("m1", "script tokens=20")
+        failed = (await client.ended("m1")).end
+        assert failed is not None
+        await client.ask("m1", messages, retry_of=failed["seq"], after=failed["seq"])
+        frame = await client.until(lambda f: f["type"] == "failed" and f["seq"] > failed["seq"])
+        assert frame["error"]["code"] == "quota_exceeded"
+        assert 0 < frame["error"]["retry_after_ms"] <= 60_000
+        assert upstream.count("start") == 1
+
+
+async def test_money_is_held_and_spent(valkey_url: str) -> None:
+    price = {"price_per_million_input": 1, "price_per_million_output": 1_000_000}
+    target = {"scripted": {"driver": "openai", "model": "scripted", **price}}
+    async with serving() as upstream:
+        target["scripted"]["base_url"] = f"{upstream.url}/v1"
+        tiers = {"default": {"monthly_usd": 100, "max_output_tokens": 60}}
+        settings = settings_for(valkey_url, upstream.url, {"tiers": tiers, "targets": target})
+        async with running_node(settings) as node, wire(node.url) as client:
+            await client.ask("m1", "script tokens=50")
+            end = (await client.ended("m1")).end
+            assert end is not None
+            left = await client.quota(lambda now: now["monthly_usd"]["remaining"] > 45)
+            assert round(left["monthly_usd"]["remaining"] + end["cost_usd"], 6) == 100
+            await client.ask("m2", "script tokens=50")  # 60 tokens could cost $60, $50 are left
+            error = await client.error("m2")
+            assert (error["code"], error["details"]["limit"]) == ("quota_exceeded", "monthly_usd")
+            await client.ask("m3", "script tokens=50", max_output_tokens=40)
+            await client.ended("m3")
