@@ -25,11 +25,15 @@ from redis.exceptions import RedisError, ResponseError
 from server.access.credentials import target_specs
 from server.access.jwks import usable_keys
 from server.config import ConfigError, Settings, load
+from server.routing.breaker import State
+from server.routing.gate import TargetState
+from server.routing.shared_breaker import Watched, read_states
 from server.store.embedded import EmbeddedRedis, EmbeddedRedisError, FolderInUse
 from server.store.link import Address, StoreError
+from server.store.store import Store
 from server.store.topology import topology_of
 from server.telemetry.tasks import TaskOwner
-from server.upstreams.base import TargetSpec
+from server.upstreams.base import Fault, TargetSpec
 from server.upstreams.child import ChildError
 from server.upstreams.embedded import EmbeddedModelMissing
 from server.upstreams.registry import LocalProcesses, Parts, build
@@ -85,7 +89,7 @@ async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Findi
         owner.start(part, name)
         for name, part in (
             ("port", check_port(settings)),
-            ("redis", check_redis(settings)),
+            ("redis", check_redis(settings, environ)),
             ("keys", check_jwks(settings)),
             ("targets", check_targets(settings, environ)),
         )
@@ -187,17 +191,50 @@ async def _is_tidewire(url: str) -> bool:
 # -- Redis ---------------------------------------------------------------------------------------------------------
 
 
-async def check_redis(settings: Settings) -> list[Finding]:
-    """Every primary behind `redis.url`; an embedded server is started for it."""
-    if settings.redis.url != "embedded":
-        return await _check_primaries(settings.redis.url)
+async def check_redis(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    """Every primary behind `redis.url`, and what it knows of the targets; an embedded server is started for it."""
+    url = settings.redis.url
+    if url != "embedded":
+        return [*await _check_primaries(url), *await check_breakers(url, settings, environ)]
+    server = EmbeddedRedis(settings.redis.data_dir)
     try:
-        async with EmbeddedRedis(settings.redis.data_dir) as server:
-            return await _check_primaries(server.url)
+        async with server:
+            return [*await _check_primaries(server.url), *await check_breakers(server.url, settings, environ)]
     except FolderInUse:
-        return [Finding("redis", "ok", f"embedded; {settings.redis.data_dir} is in use by a running server")]
+        found = Finding("redis", "ok", f"embedded; {settings.redis.data_dir} is in use by a running server")
+        return [found, *await check_breakers(server.url, settings, environ)]
     except EmbeddedRedisError as error:
         return [Finding("redis", "fail", "the embedded server does not start", str(error))]
+
+
+async def check_breakers(url: str, settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    """How the nodes that serve see each target; nothing if Redis cannot be asked, which is told elsewhere."""
+    watched = [Watched.of(spec) for spec in target_specs(settings, environ).values()]
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            store = await Store.connect(url, ())
+            try:
+                states = await read_states(store, watched, settings.breaker)
+            finally:
+                await store.close()
+    except (StoreError, TimeoutError, ValueError):
+        return []
+    return [_target_state(state) for state in states]
+
+
+def _target_state(state: TargetState) -> Finding:
+    what = f"target {state.name}: breaker"
+    if state.state == State.CLOSED:
+        return Finding(what, "ok", "closed: in use")
+    why = f"{state.state} ({state.why}), opened {state.openings} times in a row" if state.openings else state.state
+    again = f"; tried again in {state.retry_after_ms / 1000:.0f} s" if state.retry_after_ms else ""
+    remedies: dict[str, str] = {
+        Fault.UNAUTHORIZED: "the provider refuses the key: check api_key_env and the account's credit",
+        Fault.NOT_FOUND: "the provider does not know the model or the path: check model and base_url",
+        Fault.RATE_LIMITED: "the provider limits this key: ask for more, or add a target with another key",
+    }
+    remedy = remedies.get(state.why, "the provider fails or is slow; the route's other targets serve meanwhile")
+    return Finding(what, "warn", why + again, "" if state.state == State.RAMPING else remedy)
 
 
 async def _check_primaries(url: str) -> list[Finding]:

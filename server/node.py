@@ -31,7 +31,10 @@ from server.messages.service import Messages
 from server.quotas import scripts as quota_scripts
 from server.quotas.limits import Policies
 from server.quotas.service import Quotas
+from server.routing import shared_breaker
 from server.routing.attempts import Route
+from server.routing.gate import TargetState
+from server.routing.shared_breaker import SharedBreakers, Watched
 from server.sessions.actor import Closing, Session, SessionMeans
 from server.sessions.outbound import error_frame, text_limit
 from server.store.keys import control_channel
@@ -89,7 +92,8 @@ class Node:
     async def start(self) -> None:
         """Connect to Redis and make ready to serve. Raises `StoreUnavailable` if Redis does not answer."""
         settings = self.settings
-        self.store = await Store.connect(self.parts.redis_url, (*scripts.ALL, *quota_scripts.ALL))
+        every_script = (*scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL)
+        self.store = await Store.connect(self.parts.redis_url, every_script)
         self.hub = Hub(self.store)
         await self.hub.start(control_channel(self.id))
         self.journal = Journal(self.store)
@@ -102,19 +106,24 @@ class Node:
             self._nodes,
         )
         self.quotas.start()
+        chance = random.SystemRandom()
+        routes = {name: self._route(name) for name in settings.routes}
+        watched = [Watched.of(spec) for spec in self._specs.values()]
+        self.breakers = SharedBreakers(watched, routes, settings.breaker, self.store, self.metrics, chance)
+        await self.breakers.start()
         means = Means(
             store=self.store,
             journal=self.journal,
             hub=self.hub,
             targets={name: self._target(spec) for name, spec in self._specs.items()},
-            routes={name: self._route(name) for name in settings.routes},
+            routes=routes,
             watch=self.metrics,
             event_bytes=min(EVENT_BYTES, text_limit(settings.server.max_frame_bytes)),
             max_bytes=settings.messages.max_bytes,
             quotas=self.quotas,
+            gate=self.breakers,
         )
         kept = settings.messages
-        chance = random.SystemRandom()
         times = Times(kept.retention_seconds, kept.claim_seconds)
         self.keeper = Keeper(means, self.reader, self.id, times, chance)
         self.messages = Messages(means, self.reader, self.keeper, self.id, chance)
@@ -150,8 +159,21 @@ class Node:
 
     def _route(self, name: str) -> Route:
         section = self.settings.routes[name]
-        prefill = frozenset(t for t in section.targets if self.settings.targets[t].prefill)
-        return Route(name, section.targets, section.on_midstream_failure, prefill)
+        targets = {name: self.settings.targets[name] for name in section.targets}
+        return Route(
+            name,
+            section.targets,
+            section.on_midstream_failure,
+            frozenset(name for name, target in targets.items() if target.prefill),
+            {name: target.context_tokens for name, target in targets.items() if target.context_tokens is not None},
+            None if section.hedge_after_ms is None else section.hedge_after_ms / 1000,
+            section.hedge_at_p95,
+            section.hedge_budget,
+        )
+
+    def target_states(self) -> list[TargetState]:
+        """How every target stands, as this node sees it: for the HTTP surface, the page and `tidewire doctor`."""
+        return self.breakers.target_states()
 
     async def _watch_store(self) -> None:
         """While a primary is down, tell the followers of its running messages once: resume later (G9)."""
@@ -212,6 +234,7 @@ class Node:
         await self.messages.close()
         await self.keeper.close()
         await self.quotas.close()
+        await self.breakers.close()
         await self.ownership.close()
         await self.journal.close()
         await self.hub.close()

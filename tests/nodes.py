@@ -51,11 +51,11 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def running_node(settings: Settings) -> AsyncIterator[RunningNode]:
-    """Serve with `settings` until the block ends."""
+async def running_node(settings: Settings, upstreams: Addresses | None = None) -> AsyncIterator[RunningNode]:
+    """Serve with `settings` until the block ends; `upstreams`: the child processes that its targets need."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
-    node = Node(settings, NodeParts(settings.redis.url, Addresses()), {})
+    node = Node(settings, NodeParts(settings.redis.url, upstreams or Addresses()), {})
     stop, up = asyncio.Event(), asyncio.Event()
     owner = TaskOwner("test node")
     task = owner.start(_serve_node(node, listener, stop, up.set), "serve")

@@ -241,6 +241,9 @@ class RouteSettings(Section):
     with `prefill`), or fail."""
     hedge_after_ms: Positive | None = None
     """Ask the next target too, if the first is silent for this many milliseconds. Absent: never."""
+    hedge_at_p95: bool = False
+    """Ask the next target too, if the first is silent for longer than 95 % of its recent answers took to begin; until
+    enough of them were seen, after `hedge_after_ms`, if given."""
     hedge_budget: Rate = 0.05
     """Largest share of requests that may be hedged."""
     max_output_tokens: Positive | None = None
@@ -269,7 +272,9 @@ class BreakerSettings(Section):
     open_seconds_max: Seconds = 300.0
     """Longest pause."""
     probes: Positive = 1
-    """Trial calls at once after a pause."""
+    """Trial calls at once after a pause, of all nodes together."""
+    ramp_seconds: Seconds = 10.0
+    """How long after a successful trial call the share of calls grows from 10 % to all."""
 
 
 class MessagesSettings(Section):

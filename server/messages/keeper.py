@@ -285,7 +285,7 @@ class Keeper:
             attempts=made,
             records=tuple(records),
             reason=Reason("owner_lost", "the node that generated this was lost; another goes on") if made else None,
-            shown=Shown(anything=head > 0, structured=bool(standing and standing.calls)),
+            shown=Shown(anything=head > 0, structured=bool(standing and (standing.calls or standing.reasoning))),
             standing_text=text,
             cancelled="cancel" in fields,
             base=int(fields.get("base", 0)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from protocol.errors import ErrorClass, ProtocolError
 from server.ledger.cost import Price, as_usd
 from server.messages import request as asked
 from server.messages.finalize import gather
+from server.messages.flight import Flight, race
 from server.messages.hub import Hub
 from server.messages.journal import End, Journal, JournalLost, Outbox, Verdict
 from server.messages.reader import Reader
@@ -27,7 +27,8 @@ from server.messages.scripts import START_ATTEMPT
 from server.messages.state import Happening, State, after
 from server.messages.tally import AttemptTally, user_usage, withdrawn
 from server.quotas.base import Hold, NoQuota, Order, Payer, Quota
-from server.routing.attempts import GiveUp, Plan, Reason, Route, Shown, Try
+from server.routing.attempts import HEDGED, GiveUp, Plan, Reason, Route, Shown, Try
+from server.routing.gate import OPEN_GATE, Gate, Held
 from server.store.keys import MessageKeys, hold_id
 from server.store.link import StoreError
 from server.store.store import Store
@@ -108,8 +109,18 @@ class Means:
     event_bytes: int
     max_bytes: int
     """Most bytes of visible text of one message; then it ends with `finish_reason: length`."""
+    gate: Gate = OPEN_GATE
+    """Which targets may be called now."""
     quotas: Quota = field(default_factory=NoQuota)
     """A node always gives the real ones (`server.node`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """An attempt that was answered to the end."""
+
+    finish_reason: str
+    flight: Flight
 
 
 class Running:
@@ -137,6 +148,7 @@ class Running:
         self.cancel_requested = claim.cancelled
         self.tallies: list[AttemptTally] = []
         self.shown = claim.shown
+        self.shown.structured = self.shown.structured or asked.wants_structure(claim.request)
         self._starts_over = False
         """Whether an attempt of this run has replaced the text of earlier ones."""
         self._stop: asyncio.Timeout | None = None
@@ -203,37 +215,23 @@ class Running:
         route = self.means.routes.get(name)
         if route is None:  # adopted from a node with another configuration
             return self._failed(GiveUp("model_not_found", f"there is no model {name!r} here", "permanent"))
-        plan = Plan(route, self.claim.attempts)
-        step = plan.first(self.shown, self.claim.reason)
-        if isinstance(step, Try) and (refused := await self._reserve(route)) is not None:
-            step = refused
-        while isinstance(step, Try):
-            target = self.means.targets[step.target]
-            if not await self._start(step, target):
-                return self._cancelled()
-            tally = self.tallies[-1]
-            try:
-                finish = await self._stream(step, target, tally)
-            except UpstreamFailure as failure:
-                row = CONSEQUENCES[failure.fault]
-                tally.outcome = row.code
-                self._ended(tally)
-                log.info("attempt_failed", id=self.claim.id, target=target.name, fault=failure.fault, why=str(failure))
-                reason = Reason(row.code, _public(failure), row.error_class, _milliseconds(failure))
-                step = plan.after_failure(target.name, reason, row.next_step == "next_target", self.shown)
-                continue
-            except JournalLost:
-                raise
-            except Exception as defect:  # noqa: BLE001 - the one boundary where a defect becomes an end
-                return self._broken(tally, defect)
-            if finish is None:
-                tally.outcome = "cancelled"
-                self._ended(tally)
-                return self._cancelled()
-            tally.outcome = "done"
-            self._ended(tally)
-            return self._done(finish, step, tally)
-        return self._failed(step)
+        plan = Plan(route, self.claim.attempts, asked.least_input(self.claim.request.get("messages", [])))
+        outcome: Landed | GiveUp | None = plan.opening(self.shown, self.claim.reason)
+        if outcome is None:
+            outcome = await self._reserve(route)
+        try:
+            while outcome is None:
+                flight = await self._launch(plan)
+                outcome = await self._fly(plan, flight) if flight else plan.exhausted(self.means.gate.wait_seconds)
+        except _Stopped:
+            return self._cancelled()
+        except (JournalLost, _NotAdmitted):
+            raise
+        except Exception as defect:  # noqa: BLE001 - the one boundary where a defect becomes an end
+            return self._broken(defect)
+        if isinstance(outcome, Landed):
+            return self._done(outcome)
+        return self._refuse(outcome) if self._may_refuse else self._failed(outcome)
 
     async def _reserve(self, route: Route) -> GiveUp | None:
         """Reserve before anything is spent. A refused claim is taken back; a reopened message fails again."""
@@ -275,8 +273,26 @@ class Running:
         if not self.admitted.done():
             self.admitted.set_exception(error)
 
-    async def _start(self, step: Try, target: Target) -> bool:
-        """Allocate the attempt in the record before anything is spent; False if a stop was asked for."""
+    async def _launch(self, plan: Plan, reason: Reason | None = None) -> Flight | None:
+        """Start an attempt at the next target that may be called; None: there is none. Raises `_Stopped`."""
+        gate = self.means.gate
+        while (name := plan.candidate()) is not None:
+            ticket = await gate.enter(name)
+            if isinstance(ticket, Held):
+                plan.hold(name, ticket.wait_seconds, ticket.state)
+                continue
+            target = self.means.targets[name]
+            try:
+                step = plan.start(name, self.shown, reason)
+                await self._start(step, target)
+                return Flight(step, self.tallies[-1], ticket, target.driver.stream(await self._call(step)))
+            except BaseException:
+                ticket.void()
+                raise
+        return None
+
+    async def _start(self, step: Try, target: Target) -> None:
+        """Allocate the attempt in the record before anything is spent. Raises `_Stopped`."""
         now = time.time()
         description = msgpack.packb({"target": target.name, "model": target.model, "started_at": now})
         args = [self.claim.fence, step.number, description]
@@ -287,11 +303,10 @@ class Running:
         self._admitted()
         if answer == 2 or self.cancel_requested:
             self.cancel_requested = True
-            return False
+            raise _Stopped
         estimate = asked.count_input(self.claim.request.get("messages", []))
         self.tallies.append(AttemptTally(step.number, target.name, target.model, now, estimate))
         self.means.watch.attempt_started(target.name)
-        return True
 
     async def _start_script(self, args: list[Any]) -> int:
         keys, store = [self.claim.keys.record], self.means.store
@@ -307,40 +322,94 @@ class Running:
             except (StoreError, TimeoutError):
                 await asyncio.sleep(0.1)
 
-    async def _stream(self, step: Try, target: Target, tally: AttemptTally) -> str | None:
-        """Journal what the target brings; the finish reason, or None if a stop was asked for."""
+    async def _fly(self, plan: Plan, flight: Flight) -> Landed | GiveUp | None:
+        """Journal what the target brings: how it landed, or why to give up; None: go on. Raises `_Stopped`."""
+        flights = [flight]
         try:
             async with asyncio.timeout(None) as self._stop:
                 if self.cancel_requested:
-                    return None
-                return await self._pump(step, target, tally)
+                    raise _Stopped
+                winner = await self._winner(plan, flights)
+                if isinstance(winner, GiveUp):
+                    return winner
+                flight = winner
+                finish = await self._pump(flight)
+            flight.ticket.well(flight.tally.longest_gap)
+            self._ended(flight, "done")
+            return Landed(finish, flight)
+        except UpstreamFailure as failure:
+            return self._fell(plan, flight, failure)
         except TimeoutError:
             if self._stop is None or not self._stop.expired():
                 raise
             await self.outbox.room()  # raises if the reason was that this node lost the message
-            return None
+            raise _Stopped from None
         finally:
             self._stop = None
+            for one in flights:
+                await self._close(one, "cancelled" if one is flight else "hedged")
 
-    async def _pump(self, step: Try, target: Target, tally: AttemptTally) -> str | None:
-        shown_attempt = False
-        async with aclosing(target.driver.stream(await self._call(step))) as stream:
-            async for batch in stream:
-                tally.take(batch, time.time())
-                if batch.pieces:
-                    if not shown_attempt:
-                        shown_attempt = True
-                        self._show(step, tally)
-                    self._add(batch)
-                    if self.outbox.full:
-                        await self.outbox.room()
-                    if self.outbox.waiting.text_bytes > self.means.max_bytes:
-                        return "length"
-                if batch.finish_reason is not None:
-                    if not shown_attempt:
-                        self._show(step, tally)
-                    return batch.finish_reason
+    async def _winner(self, plan: Plan, flights: list[Flight]) -> Flight | GiveUp:
+        """The attempt whose content is shown: with hedging, the one that is faster, or the last one that fell."""
+        first, gate, route = flights[0], self.means.gate, plan.route
+        wait = gate.hedge_after(route, first.step.target) if first.step.mode == "fresh" else None
+        if wait is None:
+            return first
+
+        async def second() -> Flight | None:
+            return await self._launch(plan, HEDGED) if plan.candidate() and gate.may_hedge(route) else None
+
+        winner = await race(flights, wait, second, lambda one, failure: self._fell(plan, one, failure))
+        if len(flights) > 1:
+            gate.hedged(route, winner is not first)
+        return winner
+
+    def _fell(self, plan: Plan, flight: Flight, failure: UpstreamFailure) -> GiveUp | None:
+        """An attempt failed; None: go on with the next target."""
+        row = CONSEQUENCES[failure.fault]
+        name = flight.step.target
+        log.info("attempt_failed", id=self.claim.id, target=name, fault=failure.fault, why=str(failure))
+        flight.ticket.failed(failure.fault, failure.retry_after_seconds)
+        self._ended(flight, row.code)
+        reason = Reason(row.code, _public(failure), row.error_class, _milliseconds(failure))
+        return plan.failed(flight.step, row, reason, self.shown)
+
+    async def _close(self, flight: Flight, outcome: str) -> None:
+        """Let go of the upstream; one that has not ended ends as `outcome`."""
+        if not flight.ended:
+            silent = outcome == "hedged" and flight.tally.first_content_at is None
+            flight.ticket.void(flight.seconds if silent else 0.0)
+            self._ended(flight, outcome)
+        await flight.stream.aclose()
+
+    async def _pump(self, flight: Flight) -> str:
+        """The finish reason, once all before it is in the journal's hands. Raises `UpstreamFailure`."""
+        if flight.failure is not None:
+            raise flight.failure
+        if flight.first is not None and (finish := self._add(flight, flight.first)) is not None:
+            return finish
+        async for batch in flight.stream:
+            flight.take(batch)
+            if (finish := self._add(flight, batch)) is not None:
+                return finish
+            if self.outbox.full:
+                await self.outbox.room()
+                flight.tally.asked_at = time.time()  # while we pause the model is not slow
         raise UpstreamFailure(Fault.BROKEN_STREAM, "the stream ended without a finish reason")
+
+    def _add(self, flight: Flight, batch: Batch) -> str | None:
+        """Put a batch into the journal; the finish reason, if it was the last."""
+        shown = flight.tally.stands
+        if not shown and (batch.pieces or batch.finish_reason is not None):
+            self._show(flight.step, flight.tally)
+        if batch.pieces:
+            for kind, _ in batch.pieces:
+                if kind != "text":
+                    self.shown.structured = True
+            self.outbox.add(batch.pieces)
+            if self.outbox.waiting.text_bytes > self.means.max_bytes:
+                return "length"
+        return batch.finish_reason
 
     async def _call(self, step: Try) -> Call:
         request = self.claim.request
@@ -370,7 +439,7 @@ class Running:
     def _show(self, step: Try, tally: AttemptTally) -> None:
         """The attempt's first content: from here on followers know of it."""
         if step.mode != "continue":
-            for earlier in self.tallies[:-1]:
+            for earlier in self.tallies:
                 earlier.stands = False
             self.shown.structured = asked.wants_structure(self.claim.request)
             self._starts_over = True
@@ -389,27 +458,33 @@ class Running:
         if tally.first_content_at is not None:
             self.means.watch.first_content(tally.target, tally.first_content_at - tally.started_at)
 
-    def _add(self, batch: Batch) -> None:
-        for kind, _ in batch.pieces:
-            if kind == "tool_calls":
-                self.shown.structured = True
-        self.outbox.add(batch.pieces)
+    def _ended(self, flight: Flight, outcome: str) -> None:
+        if flight.end(outcome):
+            self.means.watch.attempt_ended(flight.step.target, outcome, flight.seconds)
 
-    def _ended(self, tally: AttemptTally) -> None:
-        self.means.watch.attempt_ended(tally.target, tally.outcome, time.time() - tally.started_at)
+    @property
+    def _may_refuse(self) -> bool:
+        """Whether nothing has been spent or journaled: then the claim is taken back, and its id is free again."""
+        return not self.admitted.done() and self.claim.run == 1 and not self.claim.attempts
+
+    def _refuse(self, verdict: GiveUp) -> None:
+        """No target may be called: say so, and when to come back, in place of an admission."""
+        self._refused(_error(verdict))
+        raise _NotAdmitted
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def _done(self, finish: str, step: Try, tally: AttemptTally) -> None:
+    def _done(self, landed: Landed) -> None:
         self.state = after(self.state, Happening.FINISH)
+        tally = landed.flight.tally
         event = {
             **self._text(),
-            "finish_reason": finish,
+            "finish_reason": landed.finish_reason,
             "usage": user_usage(self.tallies),
             "cost_usd": as_usd(self._user_cost()),
             "model": tally.model,
             "target": tally.target,
-            "attempts": step.number,
+            "attempts": self.tallies[-1].number,
         }
         if event["cost_usd"] is None:
             del event["cost_usd"]
@@ -417,24 +492,20 @@ class Running:
 
     def _cancelled(self) -> None:
         self.state = after(self.state, Happening.CANCEL)
+        self._admitted()
         self._end({**self._text(), "usage": user_usage(self.tallies)})
 
-    def _broken(self, tally: AttemptTally, defect: Exception) -> None:
+    def _broken(self, defect: Exception) -> None:
         """A defect of ours: were it to kill the task, a survivor would run into it again, and pay for it."""
-        log.error("attempt_broken", id=self.claim.id, target=tally.target, exc_info=defect)
-        tally.outcome = "internal"
-        self._ended(tally)
+        log.error("attempt_broken", id=self.claim.id, exc_info=defect)
+        if self.tallies:
+            self.tallies[-1].outcome = "internal"
         self._failed(GiveUp("internal", "the server failed; its log says why", "temporary"))
 
     def _failed(self, verdict: GiveUp) -> None:
         self.state = after(self.state, Happening.FAIL)
-        error = ProtocolError(
-            verdict.code,
-            verdict.message,
-            retry_after_ms=verdict.retry_after_ms,
-            details=dict(verdict.details) if verdict.details else None,
-            error_class=verdict.error_class,
-        )
+        self._admitted()
+        error = _error(verdict)
         partial = self.shown.anything and (self._text()["text_bytes"] > 0 or self.shown.structured)
         event = {"error": error.as_dict(), "usage": user_usage(self.tallies), "partial": partial}
         self._end(event, error.error_class)
@@ -477,7 +548,21 @@ class Displaced(Exception):
 
 
 class _NotAdmitted(Exception):
-    """Redis did not allocate the first attempt; nothing was spent."""
+    """Redis did not allocate the first attempt, or no target may be called; nothing was spent."""
+
+
+class _Stopped(Exception):
+    """A stop was asked for."""
+
+
+def _error(verdict: GiveUp) -> ProtocolError:
+    return ProtocolError(
+        verdict.code,
+        verdict.message,
+        retry_after_ms=verdict.retry_after_ms,
+        details=dict(verdict.details) if verdict.details else None,
+        error_class=verdict.error_class,
+    )
 
 
 def _verdict(answer: int) -> Verdict:

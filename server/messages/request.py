@@ -64,9 +64,11 @@ def options(request: Request) -> dict[str, Any]:
 
 
 def wants_structure(request: Request) -> bool:
-    """Whether the answer must parse as a whole, so that it can't be continued by another model."""
+    """Whether the answer may be more than plain text (JSON, a tool call), so that no other model can go on with it."""
     kind = (request.get("response_format") or {}).get("type")
-    return kind in ("json_object", "json_schema")
+    return kind in ("json_object", "json_schema") or (
+        bool(request.get("tools")) and request.get("tool_choice") != "none"
+    )
 
 
 MESSAGE_TOKENS: Final = 16
@@ -77,13 +79,18 @@ IMAGE_TOKENS: Final = 2_048
 
 def count_input(messages: list[dict[str, Any]]) -> int:
     """A likely number of input tokens where no provider told: a token per three bytes, four per message."""
-    total = 0
-    for message in messages:
-        content = message.get("content")
-        parts = [content] if isinstance(content, str) else [part.get("text") for part in content or ()]
-        text = "".join(part for part in parts if isinstance(part, str))
-        total += 4 + (len(text.encode()) + 2) // 3
-    return total
+    return sum(4 + (_text_bytes(message) + 2) // 3 for message in messages)
+
+
+def _text_bytes(message: dict[str, Any]) -> int:
+    content = message.get("content")
+    parts = [content] if isinstance(content, str) else [part.get("text") for part in content or ()]
+    return sum(len(part.encode()) for part in parts if isinstance(part, str))
+
+
+def least_input(messages: list[dict[str, Any]]) -> int:
+    """So many input tokens it is at least: hardly any token stands for more than 16 bytes of text."""
+    return sum(_text_bytes(message) for message in messages) // 16
 
 
 def most_input(request: Request) -> int:

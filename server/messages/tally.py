@@ -26,10 +26,14 @@ class AttemptTally:
     started_at: float
     input_estimate: int
     first_content_at: float | None = None
+    asked_at: float = 0.0
+    """Since when the next batch is waited for."""
+    longest_gap: float = 0.0
+    """The longest wait for a batch after the first content, in seconds."""
     chunks: int = 0
     provider: TokenUsage | None = None
     outcome: str = "running"
-    """`done`, `cancelled`, or the code of its failure."""
+    """`done`, `cancelled`, `hedged` (another was faster), or the code of its failure."""
     stands: bool = False
     """Whether its text is part of the final answer."""
     continues: bool = False
@@ -38,8 +42,12 @@ class AttemptTally:
     def take(self, batch: Batch, now: float) -> None:
         """Count one batch."""
         self.chunks += batch.chunks
-        if batch.pieces and self.first_content_at is None:
+        if self.first_content_at is not None:
+            if now - self.asked_at > self.longest_gap:
+                self.longest_gap = now - self.asked_at
+        elif batch.pieces:
             self.first_content_at = now
+        self.asked_at = now
         if batch.usage is not None:
             self.provider = batch.usage
         if batch.model is not None:

@@ -2,18 +2,29 @@
 
 Nothing is shown before an attempt's first content, so early failures stay silent; a failure after it is followed by a
 visible attempt: `restart` (text so far is dropped), `continue` (it goes on) or none (`fail`: it ends with what stands).
+
+A `Plan` names a `candidate`; whoever drives it asks the gate, and either starts an attempt there (`start`) or says that
+it is held (`hold`). A failure (`failed`) makes the next candidate, or ends it. Without a candidate the plan is
+`exhausted`. A held target is never called: the breaker is not bypassed, however little is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from protocol.errors import ERRORS, ErrorClass
+from server.upstreams.base import Fault
+from server.upstreams.faults import Consequence
 
 Mode = Literal["fresh", "restart", "continue"]
 OnMidstream = Literal["restart", "continue", "fail"]
+
+RETRY_SECONDS: Final = 1.0
+"""When to come back to a target that has just failed and is not held."""
+_NO_PREFILL: Final = frozenset({Fault.REJECTED, Fault.EMPTY, Fault.CONTEXT_LENGTH})
+"""How a target answers that does not go on with a text after all: it refuses, has nothing to add, or no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,14 @@ class Route:
     on_midstream_failure: OnMidstream = "restart"
     prefill: frozenset[str] = frozenset()
     """Those of the targets that go on with a trailing assistant message."""
+    context_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Size of the context, of those targets where it is known."""
+    hedge_after_seconds: float | None = None
+    """Silence after which the next target is asked too; None: never."""
+    hedge_at_p95: bool = False
+    """Take the 95th percentile of the target's recent answers instead, once it is known."""
+    hedge_budget: float = 0.05
+    """Largest share of calls that may be hedged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +58,9 @@ class Reason:
     def as_dict(self) -> dict[str, Any]:
         """The wire form."""
         return {"code": self.code, "message": self.message}
+
+
+HEDGED: Final = Reason("hedged", "the target before it was silent; this one was asked too and answered first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +90,7 @@ class Shown:
 
     anything: bool = False
     structured: bool = False
-    """Tool calls or structured output: these can only be restarted, never continued."""
+    """It is, or may become, more than plain text: such an answer can only be restarted, never continued."""
 
 
 @dataclass(slots=True)
@@ -78,48 +100,104 @@ class Plan:
     route: Route
     made: int = 0
     """Attempts of earlier runs and owners: numbers go on from here."""
+    least_tokens: int = 0
+    """The input has at least so many tokens."""
     failures: list[tuple[str, Reason]] = field(default_factory=list)
+    held: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """Target → seconds until it may be asked, and its state."""
+    reason: Reason | None = None
+    """Why the next attempt follows."""
+    may_continue: bool = True
+    _passed: set[str] = field(default_factory=set)
+    _too_small: int = 0
+    """A context of this size was not enough."""
 
-    def first(self, shown: Shown, reason: Reason | None = None) -> Try | GiveUp:
-        """The attempt to begin with; after a takeover or reopening `reason` says why and `shown` what stands."""
+    def opening(self, shown: Shown, reason: Reason | None = None) -> GiveUp | None:
+        """Before the first attempt; after a takeover or reopening `reason` says why and `shown` what stands."""
+        self.reason = reason
         if reason is not None and reason.code == "owner_lost" and self._ends_with_what_stands(shown):
             return GiveUp("internal", reason.message, "temporary")
-        return self._try(self.route.targets[0], shown, reason)
+        return None
 
-    def after_failure(self, target: str, reason: Reason, may_retry: bool, shown: Shown) -> Try | GiveUp:
-        """What follows the failure of `target`; `may_retry` is false where another target would refuse, too."""
-        self.failures.append((target, reason))
-        if not may_retry or self._ends_with_what_stands(shown):
+    def candidate(self) -> str | None:
+        """The next target that has not been asked, and whose context may be large enough."""
+        return next((name for name in self.route.targets if name not in self._passed and self._may_fit(name)), None)
+
+    def hold(self, target: str, wait_seconds: float, state: str) -> None:
+        """`target` is not to be called now."""
+        self._passed.add(target)
+        self.held[target] = (wait_seconds, state)
+
+    def start(self, target: str, shown: Shown, reason: Reason | None = None) -> Try:
+        """The attempt at `target`; `reason`, if it is another than that of the last failure."""
+        self.made += 1
+        self._passed.add(target)
+        mode: Mode = "fresh"
+        if shown.anything:
+            mode = "continue" if self._continues(target, shown) else "restart"
+        return Try(self.made, target, mode, reason or self.reason)
+
+    def failed(self, step: Try, row: Consequence, reason: Reason, shown: Shown) -> GiveUp | None:
+        """An attempt failed; None: go on with the next candidate."""
+        self.failures.append((step.target, reason))
+        self.reason = reason
+        if step.mode == "continue" and row.fault in _NO_PREFILL:
+            self.may_continue = False
+            self._passed.discard(step.target)
+            return None
+        if row.next_step == "end" or self._ends_with_what_stands(shown):
             return GiveUp(reason.code, reason.message, reason.error_class, reason.retry_after_ms)
-        tried = {name for name, _ in self.failures}
-        following = next((name for name in self.route.targets if name not in tried), None)
-        if following is None:
-            return self._all_failed()
-        return self._try(following, shown, reason)
+        if row.next_step == "larger_target":
+            self._too_small = max(self._too_small, self.route.context_tokens.get(step.target, 0))
+        return None
+
+    def exhausted(self, wait_seconds: Callable[[str], float]) -> GiveUp:
+        """There is no candidate; `wait_seconds` tells how long each target is held by now."""
+        lasting = [reason for _, reason in self.failures if reason.error_class == "permanent"]
+        if not self.held and len(lasting) == len(self.failures):
+            return self._permanently(lasting)
+        waits = [seconds for seconds, _ in self.held.values()]
+        for target, reason in self.failures:
+            if reason.error_class == "temporary":
+                told = (reason.retry_after_ms or 0) / 1000
+                waits.append(max(told, wait_seconds(target)) or RETRY_SECONDS)
+        earliest = round(min(waits) * 1000)
+        if len(self.failures) == 1 and not self.held:
+            only = self.failures[0][1]
+            return GiveUp(only.code, only.message, only.error_class, earliest)
+        return self._all_failed("temporary", earliest)
+
+    def _permanently(self, reasons: list[Reason]) -> GiveUp:
+        if not reasons:
+            row = ERRORS["context_length_exceeded"]
+            return GiveUp(row.code, "the input is larger than the context of every target", row.error_class)
+        if len({reason.code for reason in reasons}) == 1:
+            return GiveUp(reasons[0].code, reasons[0].message, "permanent")
+        return self._all_failed("permanent", None)
+
+    def _all_failed(self, error_class: ErrorClass, retry_after_ms: int | None) -> GiveUp:
+        held = [
+            {"target": target, "state": state, "retry_after_ms": round(seconds * 1000)}
+            for target, (seconds, state) in self.held.items()
+        ]
+        details: dict[str, Any] = {
+            "attempts": [{"target": name, "code": reason.code} for name, reason in self.failures],
+            **({"held": held} if held else {}),
+        }
+        what = (
+            f"no target of {self.route.name!r} can be asked"
+            if not self.failures
+            else (f"every target of {self.route.name!r} failed")
+        )
+        return GiveUp("all_targets_failed", what, error_class, retry_after_ms, details)
+
+    def _may_fit(self, target: str) -> bool:
+        size = self.route.context_tokens.get(target)
+        return size is None or (size > self._too_small and size >= self.least_tokens)
+
+    def _continues(self, target: str, shown: Shown) -> bool:
+        wished = self.route.on_midstream_failure == "continue" and self.may_continue
+        return wished and target in self.route.prefill and not shown.structured
 
     def _ends_with_what_stands(self, shown: Shown) -> bool:
         return shown.anything and self.route.on_midstream_failure == "fail"
-
-    def _try(self, target: str, shown: Shown, reason: Reason | None) -> Try:
-        self.made += 1
-        if not shown.anything:
-            return Try(self.made, target, "fresh", reason)
-        goes_on = (
-            self.route.on_midstream_failure == "continue" and target in self.route.prefill and not shown.structured
-        )
-        return Try(self.made, target, "continue" if goes_on else "restart", reason)
-
-    def _all_failed(self) -> GiveUp:
-        reasons = [reason for _, reason in self.failures]
-        waits = [reason.retry_after_ms for reason in reasons if reason.retry_after_ms is not None]
-        if len(reasons) == 1:
-            only = reasons[0]
-            return GiveUp(only.code, only.message, only.error_class, only.retry_after_ms)
-        permanent = all(reason.error_class == "permanent" for reason in reasons)
-        return GiveUp(
-            "all_targets_failed",
-            f"every target of {self.route.name!r} failed",
-            "permanent" if permanent else ERRORS["all_targets_failed"].error_class,
-            min(waits) if waits else None,
-            {"attempts": [{"target": name, "code": reason.code} for name, reason in self.failures]},
-        )

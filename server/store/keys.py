@@ -121,3 +121,15 @@ def tenant_tag(tenant: str) -> str:
 def hold_id(tag: str, generation: bytes, run: int) -> str:
     """The hold of one run of a message: whoever runs it, at whatever node, finds the same."""
     return _digest("h", tag, generation.decode("latin-1"), str(run))[:32]
+
+
+# --- breakers --------------------------------------------------------------------------------------------------------
+
+
+def breaker(target: str) -> bytes:
+    """Hash: version and condition of a target's breaker. All of them share a slot: they are read at one moment."""
+    return f"{PREFIX}{{breakers}}:{target}".encode()
+
+
+BREAKERS_CHANNEL = f"{PREFIX}{{breakers}}".encode()
+"""Shard channel on which every node hears of new conditions."""

@@ -42,6 +42,33 @@ class Metrics:
         )
         self._running = Gauge("tidewire_messages_running", "Attempts now streaming", registry=registry)
 
+        self._target_state = Gauge(
+            "tidewire_target_state", "1 for the state a target is in", ["target", "state"], registry=registry
+        )
+        self._breaker_moves = Counter(
+            "tidewire_breaker_transitions", "Changes of a target's state", ["target", "state", "why"], registry=registry
+        )
+        self._alarms = Counter(
+            "tidewire_target_alarms",
+            "Targets that refuse our key or model (401, 403, 404)",
+            ["target", "why"],
+            registry=registry,
+        )
+        self._held = Counter(
+            "tidewire_target_held",
+            "Calls that were not sent to a target, by its state",
+            ["target", "state"],
+            registry=registry,
+        )
+        self._probes = Counter("tidewire_probes", "Probes ended, by outcome", ["target", "outcome"], registry=registry)
+        self._hedges = Counter(
+            "tidewire_hedges",
+            "Messages for which two targets were asked, by which was faster",
+            ["route", "winner"],
+            registry=registry,
+        )
+        self._state_of: dict[str, str] = {}
+
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     def session_opened(self) -> None:
@@ -85,3 +112,32 @@ class Metrics:
     def message_ended(self, state: str) -> None:
         """A message reached its end."""
         self._messages.labels(state).inc()
+
+    # --- targets ----------------------------------------------------------------------------------------------------
+
+    def target_state(self, target: str, state: str) -> None:
+        """A target is in this state from now on."""
+        if (before := self._state_of.get(target)) is not None:
+            self._target_state.labels(target, before).set(0)
+        self._state_of[target] = state
+        self._target_state.labels(target, state).set(1)
+
+    def breaker_moved(self, target: str, state: str, why: str) -> None:
+        """A target's breaker made a transition, here or on another node."""
+        self._breaker_moves.labels(target, state, why).inc()
+
+    def target_alarm(self, target: str, why: str) -> None:
+        """A target refuses our credential, or does not know the model: a person has to look."""
+        self._alarms.labels(target, why).inc()
+
+    def target_held(self, target: str, state: str) -> None:
+        """A call was not sent to this target."""
+        self._held.labels(target, state).inc()
+
+    def probe_ended(self, target: str, outcome: str) -> None:
+        """A probe of this node ended: `well`, `ill`, `throttled`, or `none` without a verdict."""
+        self._probes.labels(target, outcome).inc()
+
+    def hedge_ended(self, route: str, winner: str) -> None:
+        """Two targets were asked; `first` or `second` was faster."""
+        self._hedges.labels(route, winner).inc()

@@ -60,7 +60,7 @@ def failure_of(error: BaseException, now: float | None = None) -> UpstreamFailur
 def _fault(chain: list[BaseException], names: list[str], status: int | None) -> Fault:
     for table in (_TRANSPORT, _CLASSES):
         for name in names:
-            if name in table:
+            if name in table and not (name == "Timeout" and status is not None):  # so litellm calls a 504, too
                 return table[name]
     codes = (str(getattr(link, name, None) or "") for link in chain for name in ("code", "type"))
     return fault_of(status, " ".join((*codes, str(chain[0]))))

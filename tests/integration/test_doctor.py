@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 
+import redis.asyncio
 from aiohttp import web
 
 from server.doctor import Finding, examine
+from server.routing.breaker import Condition, State
+from server.routing.shared_breaker import pack
+from server.store.keys import breaker
 from tests.servers import RedisServer, free_port
 
 CONFIG = """
@@ -96,3 +101,16 @@ async def test_a_port_in_use(tmp_path: Path, valkey_url: str) -> None:
         found = await report(tmp_path, valkey_url, port=taken.getsockname()[1])
     assert found["port"].status == "fail"
     assert "--port" in found["port"].remedy
+
+
+async def test_target_states_are_those_that_the_nodes_share(tmp_path: Path, redis_url: str) -> None:
+    found = await report(tmp_path, redis_url)
+    assert found["target a: breaker"].status == "ok"
+    now = time.time()
+    condition = Condition(State.OPEN, now, now + 40.0, 2, "unauthorized")
+    async with redis.asyncio.from_url(redis_url) as client:
+        await client.hset(breaker("a"), mapping={"v": 1, "c": pack(condition)})
+    finding = (await report(tmp_path, redis_url))["target a: breaker"]
+    assert finding.status == "warn"
+    assert finding.message.startswith("open (unauthorized), opened 2 times in a row; tried again in ")
+    assert "api_key_env" in finding.remedy

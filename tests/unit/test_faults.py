@@ -111,3 +111,26 @@ def test_litellm_wrappers_are_looked_through() -> None:
     error.original_exception = UnicodeDecodeError("utf-8", b"", 0, 1, "x")
     assert failure_of(error).fault is Fault.GARBLED
     assert failure_of(MidStreamFallbackError()).fault is Fault.SERVER_ERROR
+
+
+class Timeout(Exception):
+    status_code = 504
+
+
+class HTTPStatusError(Exception):
+    status_code = 504
+
+
+def test_a_504_is_the_providers_and_no_timeout_of_ours() -> None:
+    error = Timeout()
+    assert failure_of(error).fault is Fault.FIRST_TOKEN_TIMEOUT
+    error.__cause__ = HTTPStatusError()
+    found = failure_of(error)
+    assert (found.fault, found.status) == (Fault.SERVER_ERROR, 504)
+
+
+def test_the_effects_on_the_breaker() -> None:
+    effects = {
+        effect: {f for f, row in CONSEQUENCES.items() if row.breaker == effect} for effect in ("opens", "throttles")
+    }
+    assert effects == {"opens": {Fault.UNAUTHORIZED, Fault.NOT_FOUND}, "throttles": {Fault.RATE_LIMITED}}

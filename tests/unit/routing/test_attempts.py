@@ -1,124 +1,153 @@
-"""Which target comes next, and how what follows relates to what was shown."""
+"""Which target comes next, in which mode, and how it ends."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from server.routing.attempts import GiveUp, OnMidstream, Plan, Reason, Route, Shown, Try
-
-TEMPORARY = Reason("upstream_unavailable", "it broke")
-PERMANENT = Reason("context_length_exceeded", "too long", "permanent")
+from server.routing.attempts import RETRY_SECONDS, GiveUp, Plan, Reason, Route, Shown, Try
+from server.upstreams.base import Fault
+from server.upstreams.faults import CONSEQUENCES
 
 
-def plan(mode: OnMidstream = "restart", prefill: str = "", targets: str = "abc", made: int = 0) -> Plan:
-    return Plan(Route("r", tuple(targets), mode, frozenset(prefill)), made)
+def route(count: int = 3, **fields: Any) -> Route:
+    return Route("default", tuple("abc"[:count]), **fields)
 
 
-def test_it_begins_with_the_first_target() -> None:
-    assert plan().first(Shown()) == Try(1, "a", "fresh", None)
-    assert plan(made=4).first(Shown()) == Try(5, "a", "fresh", None)
+def fails(plan: Plan, step: Try, fault: Fault, shown: Shown | None = None, wait_ms: int | None = None) -> GiveUp | None:
+    row = CONSEQUENCES[fault]
+    return plan.failed(step, row, Reason(row.code, "why", row.error_class, wait_ms), shown or Shown())
 
 
-def test_early_failures_stay_fresh_and_say_why() -> None:
-    found = plan()
-    found.first(Shown())
-    assert found.after_failure("a", TEMPORARY, True, Shown()) == Try(2, "b", "fresh", TEMPORARY)
-    assert found.after_failure("b", PERMANENT, True, Shown()) == Try(3, "c", "fresh", PERMANENT)
+def begin(plan: Plan, shown: Shown | None = None) -> Try:
+    name = plan.candidate()
+    assert name is not None
+    return plan.start(name, shown or Shown())
 
 
-@pytest.mark.parametrize(
-    ("mode", "prefill", "structured", "expected"),
-    [
-        ("restart", "", False, "restart"), ("restart", "b", False, "restart"), ("continue", "b", False, "continue"),
-        ("continue", "a", False, "restart"), ("continue", "", False, "restart"), ("continue", "b", True, "restart"),
-        ("fail", "b", False, None),
-    ],
-)  # fmt: skip
-def test_after_the_first_token(mode: OnMidstream, prefill: str, structured: bool, expected: str | None) -> None:
-    found = plan(mode, prefill)
-    found.first(Shown())
-    step = found.after_failure("a", TEMPORARY, True, Shown(True, structured))
-    if expected is None:
-        assert step == GiveUp("upstream_unavailable", "it broke", "temporary")
-    else:
-        assert step == Try(2, "b", expected, TEMPORARY)  # type: ignore[arg-type]
+def no_wait(_: str) -> float:
+    return 0.0
 
 
-def test_fail_still_falls_back_before_the_first_token() -> None:
-    found = plan("fail")
-    found.first(Shown())
-    assert found.after_failure("a", TEMPORARY, True, Shown()) == Try(2, "b", "fresh", TEMPORARY)
+def test_targets_are_asked_in_order_each_once_with_rising_numbers() -> None:
+    plan = Plan(route(), made=2)
+    assert plan.opening(Shown()) is None
+    tries = []
+    while plan.candidate():
+        tries.append(begin(plan))
+        assert fails(plan, tries[-1], Fault.SERVER_ERROR) is None
+    assert [(t.number, t.target, t.mode) for t in tries] == [(3, "a", "fresh"), (4, "b", "fresh"), (5, "c", "fresh")]
+    assert tries[1].reason is not None
+    assert tries[1].reason.code == "upstream_unavailable"
 
 
-def test_what_no_other_target_would_answer_ends_at_once() -> None:
-    found = plan()
-    found.first(Shown())
-    reason = Reason("upstream_rejected", "no", "permanent", 70)
-    assert found.after_failure("a", reason, False, Shown()) == GiveUp("upstream_rejected", "no", "permanent", 70)
+def test_a_held_target_takes_no_number_and_is_never_asked() -> None:
+    plan = Plan(route())
+    plan.hold("a", 7.0, "open")
+    assert begin(plan) == Try(1, "b", "fresh", None)
 
 
-def test_a_single_target_s_failure_is_told_as_it_is() -> None:
-    found = plan(targets="a")
-    found.first(Shown())
-    assert found.after_failure("a", Reason("upstream_timeout", "slow", "temporary", 900), True, Shown()) == GiveUp(
-        "upstream_timeout", "slow", "temporary", 900
-    )
+def test_everything_held_tells_the_earliest_time() -> None:
+    plan = Plan(route())
+    for name, wait in (("a", 30.0), ("b", 4.5), ("c", 9.0)):
+        plan.hold(name, wait, "open")
+    verdict = plan.exhausted(no_wait)
+    assert (verdict.code, verdict.error_class, verdict.retry_after_ms) == ("all_targets_failed", "temporary", 4500)
+    assert verdict.details is not None
+    assert [held["target"] for held in verdict.details["held"]] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(
-    ("classes", "expected"), [("tt", "temporary"), ("tp", "temporary"), ("pt", "temporary"), ("pp", "permanent")]
-)
-def test_all_failed_is_permanent_only_if_every_attempt_was(classes: str, expected: str) -> None:
-    found = plan(targets="ab")
-    found.first(Shown())
-    kinds = {"t": Reason("upstream_timeout", "x", "temporary", 500), "p": PERMANENT}
-    found.after_failure("a", kinds[classes[0]], True, Shown())
-    step = found.after_failure("b", kinds[classes[1]], True, Shown())
-    assert isinstance(step, GiveUp)
-    assert (step.code, step.error_class) == ("all_targets_failed", expected)
-    assert step.retry_after_ms == (500 if "t" in classes else None)
-    assert step.details is not None
-    assert [row["target"] for row in step.details["attempts"]] == ["a", "b"]
+def test_failed_targets_are_worth_retrying_when_their_breaker_or_the_provider_says_so() -> None:
+    plan = Plan(route(2))
+    fails(plan, begin(plan), Fault.SERVER_ERROR, wait_ms=8000)
+    fails(plan, begin(plan), Fault.UNAUTHORIZED)
+    assert plan.exhausted({"a": 2.0, "b": 20.0}.__getitem__).retry_after_ms == 8000
+    assert plan.exhausted(no_wait).retry_after_ms == RETRY_SECONDS * 1000
 
 
-def test_the_shortest_wait_is_told() -> None:
-    found = plan(targets="abc")
-    found.first(Shown())
-    for target, wait in (("a", 900), ("b", None)):
-        found.after_failure(target, Reason("upstream_unavailable", "x", "temporary", wait), True, Shown())
-    step = found.after_failure("c", Reason("upstream_unavailable", "x", "temporary", 300), True, Shown())
-    assert isinstance(step, GiveUp)
-    assert step.retry_after_ms == 300
+def test_a_single_failure_keeps_its_own_code() -> None:
+    plan = Plan(route(1))
+    fails(plan, begin(plan), Fault.IDLE_TIMEOUT)
+    verdict = plan.exhausted(no_wait)
+    assert (verdict.code, verdict.error_class) == ("upstream_timeout", "temporary")
 
 
-def test_a_reopened_failure_restarts_what_was_shown() -> None:
-    retried = Reason("retried", "again")
-    assert plan(made=2).first(Shown(True), retried) == Try(3, "a", "restart", retried)
-    assert plan("continue", "a", made=2).first(Shown(True), retried) == Try(3, "a", "continue", retried)
-    assert plan("fail", made=2).first(Shown(True), retried) == Try(3, "a", "restart", retried)
+@pytest.mark.parametrize("fault", [Fault.REJECTED, Fault.CONTENT_FILTER, Fault.TOTAL_TIMEOUT])
+def test_where_no_target_would_do_better_none_is_asked(fault: Fault) -> None:
+    plan = Plan(route())
+    verdict = fails(plan, begin(plan), fault)
+    assert verdict is not None
+    assert (verdict.code, verdict.error_class) == (CONSEQUENCES[fault].code, CONSEQUENCES[fault].error_class)
 
 
-@given(
-    st.lists(st.tuples(st.booleans(), st.booleans()), max_size=8),
-    st.sampled_from(["restart", "continue", "fail"]),
-    st.text("abcd", min_size=1, max_size=4).filter(lambda text: len(set(text)) == len(text)),
-)
-def test_every_route_comes_to_an_end_and_tries_each_target_once(
-    failures: list[tuple[bool, bool]], mode: OnMidstream, targets: str
-) -> None:
-    found = plan(mode, "ac", targets)
-    shown = Shown()
-    step: Try | GiveUp = found.first(shown)
-    tried: list[str] = []
-    for may_retry, content in [*failures, *[(True, False)] * len(targets)]:
-        if isinstance(step, GiveUp):
-            break
-        assert step.number == len(tried) + 1
-        assert (step.mode == "fresh") == (not shown.anything)
-        tried.append(step.target)
-        shown.anything = shown.anything or content
-        step = found.after_failure(step.target, TEMPORARY, may_retry, shown)
-    assert isinstance(step, GiveUp)
-    assert tried == list(targets[: len(tried)])
+def test_a_long_input_goes_to_larger_contexts_only() -> None:
+    plan = Plan(route(context_tokens={"a": 8000, "b": 4000, "c": 32_000}))
+    assert fails(plan, begin(plan), Fault.CONTEXT_LENGTH) is None
+    assert plan.candidate() == "c"
+    assert fails(plan, begin(plan), Fault.CONTEXT_LENGTH) is None
+    assert plan.candidate() is None
+    verdict = plan.exhausted(no_wait)
+    assert (verdict.code, verdict.error_class, verdict.retry_after_ms) == ("context_length_exceeded", "permanent", None)
+
+
+def test_contexts_of_unknown_size_are_tried() -> None:
+    plan = Plan(route(context_tokens={"a": 8000}))
+    fails(plan, begin(plan), Fault.CONTEXT_LENGTH)
+    assert plan.candidate() == "b"
+
+
+def test_an_input_that_cannot_fit_is_refused_before_the_call() -> None:
+    plan = Plan(route(2, context_tokens={"a": 1000, "b": 1000}), least_tokens=1001)
+    assert plan.candidate() is None
+    verdict = plan.exhausted(no_wait)
+    assert (verdict.code, verdict.error_class) == ("context_length_exceeded", "permanent")
+
+
+def test_temporary_and_permanent_are_not_confused() -> None:
+    plan = Plan(route(2))
+    plan.hold("b", 3.0, "open")
+    fails(plan, begin(plan), Fault.CONTEXT_LENGTH)
+    assert plan.exhausted(no_wait).error_class == "temporary"
+    plan = Plan(route(2))
+    fails(plan, begin(plan), Fault.CONTEXT_LENGTH)
+    fails(plan, begin(plan), Fault.SERVER_ERROR)
+    assert plan.exhausted(no_wait).error_class == "temporary"
+
+
+def test_modes_after_something_was_shown() -> None:
+    shown = Shown(anything=True)
+    for wish, prefill, structured, mode in (
+        ("restart", "abc", False, "restart"),
+        ("continue", "abc", False, "continue"),
+        ("continue", "a", False, "restart"),
+        ("continue", "abc", True, "restart"),
+    ):
+        plan = Plan(route(on_midstream_failure=wish, prefill=frozenset(prefill)))
+        assert fails(plan, begin(plan), Fault.BROKEN_STREAM, shown) is None
+        shown.structured = structured
+        assert begin(plan, shown).mode == mode
+
+
+def test_fail_ends_with_what_stands() -> None:
+    plan = Plan(route(on_midstream_failure="fail"))
+    assert fails(plan, begin(plan), Fault.BROKEN_STREAM) is None, "nothing stands"
+    verdict = fails(plan, begin(plan), Fault.BROKEN_STREAM, Shown(anything=True))
+    assert verdict is not None
+    assert verdict.code == "upstream_unavailable"
+    lost = Plan(route(on_midstream_failure="fail")).opening(Shown(anything=True), Reason("owner_lost", "lost"))
+    assert lost is not None
+
+
+@pytest.mark.parametrize("fault", [Fault.REJECTED, Fault.EMPTY, Fault.CONTEXT_LENGTH])
+def test_a_target_that_does_not_go_on_after_all_starts_over(fault: Fault) -> None:
+    shown = Shown(anything=True)
+    plan = Plan(route(2, on_midstream_failure="continue", prefill=frozenset("ab")))
+    fails(plan, begin(plan), Fault.BROKEN_STREAM, shown)
+    goes_on = begin(plan, shown)
+    assert (goes_on.target, goes_on.mode) == ("b", "continue")
+    assert fails(plan, goes_on, fault, shown) is None
+    again = begin(plan, shown)
+    assert (again.number, again.target, again.mode) == (3, "b", "restart")
+    assert (fails(plan, again, fault, shown) is not None) == (fault is Fault.REJECTED)
+    assert plan.candidate() is None

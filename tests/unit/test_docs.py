@@ -1,0 +1,18 @@
+"""The parts of the documentation that are made from code are what the code makes now."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.upstreams.base import Fault
+from tests.docs import DOCS, PARTS, renewed
+
+
+@pytest.mark.parametrize("file", PARTS)
+def test_the_made_parts_are_current(file: str) -> None:
+    assert (DOCS / file).read_text(encoding="utf-8") == renewed(file), "run: python -m tests.docs"
+
+
+def test_the_fault_table_has_every_fault() -> None:
+    text = (DOCS / "resilience.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{fault}` |" in text for fault in Fault)
