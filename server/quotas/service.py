@@ -204,7 +204,7 @@ class Quotas:
             if policy.outage == "refuse" or policy.counts_money:  # nobody here knows what was spent elsewhere
                 self._watch.quota("unavailable")
                 raise ProtocolError(
-                    "store_unavailable", "the quotas do not answer; nothing was started", retry_after_ms=1000
+                    "store_unavailable", "the store does not answer; nothing was started", retry_after_ms=1000
                 )
             self._take_share(policy, hold)
         hold = replace(hold, degraded=True)
