@@ -1,4 +1,4 @@
-"""`python -m tests.docs`: write the parts of the documentation that code makes; a test checks that they are current."""
+"""`python -m tests.docs`: write the parts of the documentation that code makes; a test checks that they are new."""
 
 from __future__ import annotations
 

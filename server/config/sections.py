@@ -260,7 +260,7 @@ class BreakerSettings(Section):
     minimum_calls: Positive = 20
     """Fewer calls than this in the window never open the breaker."""
     failure_rate: Rate = 0.5
-    """Share of failed calls that opens it."""
+    """Share of failed calls that opens it; so do `minimum_calls` failures in a row."""
     slow_rate: Rate = 0.8
     """Share of slow calls that opens it."""
     slow_first_token_seconds: Seconds = 10.0

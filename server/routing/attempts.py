@@ -156,7 +156,7 @@ class Plan:
         lasting = [reason for _, reason in self.failures if reason.error_class == "permanent"]
         if not self.held and len(lasting) == len(self.failures):
             return self._permanently(lasting)
-        waits = [seconds for seconds, _ in self.held.values()]
+        waits = [seconds or RETRY_SECONDS for seconds, _ in self.held.values()]
         for target, reason in self.failures:
             if reason.error_class == "temporary":
                 told = (reason.retry_after_ms or 0) / 1000

@@ -28,6 +28,8 @@ FIRST_SHARE: Final = 0.1
 """Share of calls admitted when the ramp begins."""
 RAMP_CALLS: Final = 5
 """While ramping, so few calls in the window are enough to open again."""
+PROLONG_SECONDS: Final = 1.0
+"""A throttling that another answer would prolong by less stays as it is: a burst of them is told once."""
 PROBE_RETRY_SECONDS: Final = 1.0
 """When to ask again while others probe: most verdicts are there by then."""
 BAR_FACTOR: Final = 2.0
@@ -183,7 +185,7 @@ def advance(
         case Happening.THROTTLE:
             wait = cause.wait_seconds
             until = now + (_spread(settings.open_seconds, chance) if wait is None else wait)
-            longer = until > before.until or before.state is not State.THROTTLED
+            longer = until > before.until + PROLONG_SECONDS or before.state is not State.THROTTLED
             return Condition(state, now, until, before.streak, cause.why) if longer else None
         case Happening.PROBE:
             return _probed(before, cause.lease, now, settings)
@@ -276,7 +278,7 @@ Verdict = Literal["admitted", "held", "needs_lease"]
 class Breaker:
     """One node's view of one target: the shared condition, and its own evidence."""
 
-    __slots__ = ("condition", "running", "settings", "window")
+    __slots__ = ("_in_a_row", "condition", "running", "settings", "window")
 
     def __init__(self, settings: BreakerSettings) -> None:
         self.settings = settings
@@ -284,6 +286,8 @@ class Breaker:
         self.window = Window(settings.window_seconds)
         self.running = 0
         """Calls of this node now at the target."""
+        self._in_a_row = 0
+        """So many of the newest calls failed."""
 
     def ask(self, now: float, chance: float) -> Verdict:
         """Whether a call may go there now. While ramping, one at a time always may: else a quiet node would refuse."""
@@ -305,23 +309,28 @@ class Breaker:
         self.condition = condition
         if moved:
             self.window.clear()
+            self._in_a_row = 0
         return moved
 
     def count(self, now: float, *, failed: bool, slow: bool) -> bool:
         """Count a call that ended (or was too slow); True if the rates now say `TRIP`.
 
-        Calls that began before the target was left alone are no news, and are not counted.
+        So do `minimum_calls` failures in a row: a window full of good calls would hide a dead target for half of its
+        length. Calls that began before the target was left alone are no news, and are not counted.
         """
         state = self.condition.settled(now).state
         if state in (State.OPEN, State.HALF_OPEN):
             return False
         self.window.add(now, failed=failed, slow=slow)
+        self._in_a_row = self._in_a_row + 1 if failed else 0
         counts, settings = self.window.counts(now), self.settings
         least = min(settings.minimum_calls, RAMP_CALLS) if state is State.RAMPING else settings.minimum_calls
         if counts.calls < least:
             return False
-        return _reaches(counts.failed, settings.failure_rate, counts.calls) or _reaches(
-            counts.slow, settings.slow_rate, counts.calls
+        return (
+            self._in_a_row >= least
+            or _reaches(counts.failed, settings.failure_rate, counts.calls)
+            or _reaches(counts.slow, settings.slow_rate, counts.calls)
         )
 
 

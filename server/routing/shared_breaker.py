@@ -278,7 +278,7 @@ class SharedBreakers:
     def _learn(self, target: str, version: int, condition: Condition) -> None:
         """Redis has told what stands there."""
         self._unsaid.discard(target)
-        if version != self._known[target][0]:
+        if (version, condition) != self._known[target]:
             self._known[target] = (version, condition)
             self._adopt(target, condition)
 

@@ -149,6 +149,13 @@ def test_the_rates_trip_it() -> None:
     assert not any(good.count(1.0, failed=False, slow=False) for _ in range(100))
 
 
+def test_a_dead_target_trips_it_however_good_it_was() -> None:
+    breaker = Breaker(SETTINGS)
+    assert not any(breaker.count(1.0, failed=False, slow=False) for _ in range(1000))
+    trips = [breaker.count(2.0, failed=True, slow=False) for _ in range(SETTINGS.minimum_calls)]
+    assert trips == [False] * (SETTINGS.minimum_calls - 1) + [True]
+
+
 def test_fewer_calls_trip_it_while_it_ramps() -> None:
     breaker = Breaker(SETTINGS)
     breaker.adopt(Condition(State.RAMPING, 0.0, 20.0, 1))
