@@ -62,7 +62,6 @@ class Keeper:
         self.owner = TaskOwner("messages")
         self._chance = chance
         self._open = open_set(node)
-        self._first_fence = b"1:%s" % node.encode()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -184,8 +183,12 @@ class Keeper:
         Without a `fence`, only the claim as this node first made it: once adopted it is another's to end.
         """
         note = NOTE_REFUSED + msgpack.packb(error.as_dict())
-        args = [generation, note, fence or self._first_fence]
+        args = [generation, note, fence or self._first_fence(generation)]
         return bool(await self.means.store.run(RELEASE, [keys.record, keys.channel], args, STEP_SECONDS))
+
+    def _first_fence(self, generation: bytes) -> bytes:
+        """The fence of a claim as this node first made it (`claim_v1.lua`)."""
+        return b"1:%s:%s" % (self.node.encode(), generation)
 
     async def _unlist(self, tag: str, message_id: str | None = None, user: str | None = None) -> None:
         """Take a message off this node's list, and off its user's if those are given."""
@@ -203,7 +206,7 @@ class Keeper:
                 await step()
                 return
             except (StoreError, TimeoutError) as error:
-                log.info("step_repeated", error=str(error))
+                log.debug("step_repeated", error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
     # --- adopting -------------------------------------------------------------------------------------------------
@@ -311,7 +314,7 @@ class Keeper:
             return
         if owner is None or owner.decode() != self.node:
             await self._unlist(tag)
-        elif head == b"0" and fence == self._first_fence and await self._released(keys, generation):
+        elif head == b"0" and fence == self._first_fence(generation) and await self._released(keys, generation):
             log.info("stray_claim_released", tag=tag)
             await self._unlist(tag)
         else:

@@ -25,7 +25,7 @@ from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
-from server.store.link import StoreError
+from server.store.link import StoreError, StoreUnavailable
 from server.store.store import IMPATIENT, forget
 from server.telemetry.tasks import TaskOwner
 
@@ -138,6 +138,8 @@ class Messages:
     ) -> list[Any]:
         try:
             return await self._claim(who, send, tag, keys, generation)
+        except StoreUnavailable:
+            raise  # nothing was sent
         except (StoreError, TimeoutError):
             self._owner.start(self._undo(tag, keys, generation), "undo claim")
             raise

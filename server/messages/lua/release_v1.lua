@@ -5,7 +5,7 @@
 -- KEYS[1]  record of the message   KEYS[2]  shard channel
 -- ARGV[1]  generation of the claim
 -- ARGV[2]  note to publish
--- ARGV[3]  fence of the claim; `1:<node>` for a caller that never learned it. One that was adopted since is not undone
+-- ARGV[3]  fence of the claim; `1:<node>:<generation>` for a caller that never learned it. One that was adopted since is not undone
 --
 -- 1 released · 0 it is no longer this claim
 local have = redis.call('HMGET', KEYS[1], 'gen', 'state', 'head', 'fence', 'run')
