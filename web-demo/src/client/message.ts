@@ -6,7 +6,16 @@
  * table has no row for is a frame that lost a race; it changes nothing.
  */
 
-import type { AttemptFrame, EndFrame, ErrorBody, SendRequest, SnapshotFrame, ToolCall, Usage } from "./frames.ts";
+import type {
+  AttemptFrame,
+  EndFrame,
+  ErrorBody,
+  FailedFrame,
+  SendRequest,
+  SnapshotFrame,
+  ToolCall,
+  Usage,
+} from "./frames.ts";
 import { sha256, utf8 } from "./sha256.ts";
 
 /** How often the text may contradict its hash before the client gives up. */
@@ -119,6 +128,10 @@ export class Message {
 
   /** It was given to a connection, so the server may have it. */
   transmitted = false;
+  /** It was given to a connection that broke before the server answered. */
+  uncertain = false;
+  /** How it ended before a retry. */
+  earlierEnd: FailedFrame | undefined;
   /** `hello` asked the server about it, and the answer is not in yet. */
   probed = false;
   /** The last jump of the journal that the server was asked about. */

@@ -36,6 +36,8 @@ export const CLIENT_NAME = "tidewire-web";
 export const CLIENT_VERSION = "1";
 /** A takeover continues the journal at least so many numbers ahead; a smaller hole is never a jump. */
 const TAKEOVER_JUMP = 2 ** 20;
+/** Refusals that don't tell whether the same request, sent on an earlier connection, was started. */
+const UNPROVEN = new Set(["store_unavailable", "draining", "internal", "rate_limited", "too_many_messages"]);
 /** After so many heartbeats a request without any answer is sent again, under its id. */
 const UNANSWERED_PONGS = 3;
 /** So many ids of forgotten messages are remembered, so that a late frame does not bring one back. */
@@ -131,6 +133,7 @@ export class Session {
     const message = this.messages.get(id);
     if (!message?.request || (message.state !== "refused" && message.state !== "failed")) return false;
     if (message.state === "failed") message.reopenedAt = message.cursor;
+    message.earlierEnd = message.end?.type === "failed" ? message.end : undefined;
     message.move("retry");
     message.error = message.end = undefined;
     message.transmitted = message.cancelRequested = false;
@@ -146,6 +149,7 @@ export class Session {
     const known = this.messages.get(id);
     if (known) {
       if (known.move("resume")) this.queueResume(known);
+      else if (known.state === "sending" && known.transmitted) this.queueSend(known);
       return known;
     }
     const message = new Message(id, undefined, "resyncing");
@@ -288,6 +292,7 @@ export class Session {
     for (const message of this.messages.values()) {
       message.parts = message.pongMark = undefined;
       message.unansweredPongs = 0;
+      message.uncertain = message.state === "sending" && message.transmitted;
     }
   }
 
@@ -421,8 +426,13 @@ export class Session {
     message.unansweredPongs = 0;
     message.serverState = frame.state;
     message.queuePosition = frame.queue_position ?? undefined;
-    if (frame.state === "failed") message.reopenedAt = -1;
-    return [{ type: "accepted", message, replay: frame.replay }];
+    const events: SessionEvent[] = [{ type: "accepted", message, replay: frame.replay }];
+    if (frame.state === "failed") {
+      message.reopenedAt = -1;
+      const earlier = message.earlierEnd;
+      if (earlier && frame.seq <= message.cursor) events.push(...this.onFailed(earlier)); // Over, as it was.
+    }
+    return events;
   }
 
   private onError(frame: ErrorFrame): SessionEvent[] {
@@ -449,6 +459,9 @@ export class Session {
     if (error.code === "draining" && this.draining) {
       message.transmitted = false;
       return [{ type: "error", message, re, error }];
+    }
+    if (message.uncertain && UNPROVEN.has(error.code)) {
+      return [{ type: "stalled", message, error, afterMs: error.retry_after_ms ?? undefined }];
     }
     return this.failHere(message, "refuse", error);
   }
