@@ -42,6 +42,9 @@ _TABLE: Final = (
     ErrorCode("conversation_unknown", "permanent", 404, "No conversation of this user has this id."),
     ErrorCode("model_not_found", "permanent", 404, "No route has this name; `details.models` lists those there are."),
     ErrorCode("conversation_busy", "temporary", 409, "The conversation is answering and `on_busy` is `reject`."),
+    ErrorCode(
+        "conversation_limit", "permanent", 400, "A limit of conversations is reached; `details` has its name and size."
+    ),
     ErrorCode("idempotency_mismatch", "permanent", 422, "This id was used before, for a different request."),
     ErrorCode("context_length_exceeded", "permanent", 400, "The input does not fit into the model's context."),
     ErrorCode("content_filter", "permanent", 400, "The provider refused the content."),

@@ -246,7 +246,7 @@ class Auth(Frame):
 
 
 class Subscribe(Frame):
-    """Follow every message of a conversation, from any device."""
+    """Follow every message of a conversation, from any device; `after` = the `seq` of its log that was seen last."""
 
     type: Literal["subscribe"]
     conversation: MessageId
@@ -261,12 +261,51 @@ class Unsubscribe(Frame):
 
 
 class History(Frame):
-    """Ask for a page of a conversation."""
+    """Ask for a page of a conversation: its end, what lies `before` an entry, or what follows `after` one."""
 
     type: Literal["history"]
     conversation: MessageId
     before: str | None = None
+    after: str | None = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
+
+
+class ConversationRequest(Frame):
+    """Make, list, look at, name, change or delete conversations; see docs/conversations.md for each `op`."""
+
+    type: Literal["conversation"]
+    op: Literal[
+        "create", "list", "get", "rename", "title", "delete", "choose", "pin", "unpin", "waiting", "answer", "part"
+    ]
+    conversation: MessageId | None = None
+    title: Annotated[str, Field(max_length=512)] | None = None
+    entry: MessageId | None = None
+    """`choose`, `pin`, `unpin`, `part`: the entry it is about."""
+    input: dict[str, Any] | list[dict[str, Any]] | None = None
+    """`answer`: messages of role `tool`."""
+    model: Name | None = None
+    """`title`: the route that makes one."""
+    ref: str | None = None
+    """`part`: the large part that is wanted."""
+    offset: Seq = 0
+    """`part`: characters to skip."""
+    before: float | None = None
+    """`list`: `next` of the page before."""
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.op != "list" and self.conversation is None:
+            raise ValueError("`conversation` is missing")
+        if self.op in ("choose", "pin", "unpin") and self.entry is None:
+            raise ValueError("`entry` is missing")
+        if self.op == "rename" and self.title is None:
+            raise ValueError("`title` is missing")
+        if self.op == "answer" and not self.input:
+            raise ValueError("`input` is missing")
+        if self.op == "part" and (self.ref is None) == (self.entry is None):
+            raise ValueError("give either `ref` or `entry`")
+        return self
 
 
 class Ping(Frame):
@@ -277,7 +316,7 @@ class Ping(Frame):
 
 
 ClientFrame = Annotated[
-    Hello | Send | Resume | Detach | Cancel | Auth | Subscribe | Unsubscribe | History | Ping,
+    Hello | Send | Resume | Detach | Cancel | Auth | Subscribe | Unsubscribe | History | ConversationRequest | Ping,
     Field(discriminator="type"),
 ]
 CLIENT_FRAMES: Final[dict[str, type[Frame]]] = {
@@ -290,6 +329,7 @@ CLIENT_FRAMES: Final[dict[str, type[Frame]]] = {
     "subscribe": Subscribe,
     "unsubscribe": Unsubscribe,
     "history": History,
+    "conversation": ConversationRequest,
     "ping": Ping,
 }
 
@@ -416,7 +456,7 @@ class Quota(Frame):
 
 
 class MessageNotice(Frame):
-    """A subscribed conversation got a message."""
+    """A subscribed conversation got an entry, or one has ended; `seq` counts the conversation's own events."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -424,6 +464,12 @@ class MessageNotice(Frame):
     conversation: str
     id: str
     role: str
+    seq: int = 0
+    parent: str | None = None
+    state: str | None = None
+    """`running`, `done`, `failed`, `cancelled` or `interrupted`."""
+    content: str | list[dict[str, Any]] | None = None
+    """Absent where it streams to this session as the message of this id."""
 
 
 class HistoryPage(Frame):
@@ -433,6 +479,26 @@ class HistoryPage(Frame):
     conversation: str
     messages: list[dict[str, Any]]
     next: str | None = None
+    newer: str | None = None
+    """If there are later entries than these: `after` for the next page."""
+    seq: int = 0
+    """Where the conversation's log stood: `subscribe` after it misses nothing and tells nothing twice."""
+    tip: str | None = None
+    title: str | None = None
+    current: str | None = None
+    """The message that is being answered."""
+    queue: list[str] = []
+
+
+class ConversationFrame(Frame):
+    """The answer to `conversation` or `subscribe`; or, with a `seq`, what happened to a subscribed conversation."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    type: Literal["conversation"]
+    op: str
+    conversation: str | None = None
+    seq: int | None = None
 
 
 class ErrorFrame(Frame):
@@ -472,6 +538,7 @@ ServerFrame = Annotated[
     | Quota
     | MessageNotice
     | HistoryPage
+    | ConversationFrame
     | ErrorFrame
     | Pong
     | Goaway,
@@ -489,6 +556,7 @@ SERVER_FRAMES: Final[dict[str, type[Frame]]] = {
     "quota": Quota,
     "message": MessageNotice,
     "history": HistoryPage,
+    "conversation": ConversationFrame,
     "error": ErrorFrame,
     "pong": Pong,
     "goaway": Goaway,

@@ -20,6 +20,7 @@ from server.access.origins import OriginPolicy
 from server.config import Settings
 from server.ledger.cost import Price
 from server.messages import scripts
+from server.messages.conversations import Conversations, Limits
 from server.messages.events import EVENT_BYTES
 from server.messages.hub import Hub
 from server.messages.journal import Journal
@@ -111,6 +112,11 @@ class Node:
         watched = [Watched.of(spec) for spec in self._specs.values()]
         self.breakers = SharedBreakers(watched, routes, settings.breaker, self.store, self.metrics, chance)
         await self.breakers.start()
+        kept = settings.messages
+        self.conversations = Conversations(
+            self.store, self.hub, self.reader, self._limits(), kept.conversation_seconds, kept.claim_seconds
+        )
+        self.conversations.start()
         means = Means(
             store=self.store,
             journal=self.journal,
@@ -119,11 +125,11 @@ class Node:
             routes=routes,
             watch=self.metrics,
             event_bytes=min(EVENT_BYTES, text_limit(settings.server.max_frame_bytes)),
+            conversations=self.conversations,
             max_bytes=settings.messages.max_bytes,
             quotas=self.quotas,
             gate=self.breakers,
         )
-        kept = settings.messages
         times = Times(kept.retention_seconds, kept.claim_seconds)
         self.keeper = Keeper(means, self.reader, self.id, times, chance)
         self.messages = Messages(means, self.reader, self.keeper, self.id, chance)
@@ -155,7 +161,13 @@ class Node:
         self._drivers.append(driver)
         given = section.price_per_million_input, section.price_per_million_output
         price = None if given == (None, None) else Price(given[0] or Decimal(0), given[1] or Decimal(0))
-        return Target(spec.name, spec.model, driver, price, spec.prefill)
+        return Target(spec.name, spec.model, driver, price, spec.prefill, section.context_tokens)
+
+    def _limits(self) -> dict[str, Limits]:
+        return {
+            name: Limits(tier.conversations, tier.conversation_entries, tier.conversation_bytes)
+            for name, tier in self.settings.tiers.items()
+        }
 
     def _route(self, name: str) -> Route:
         section = self.settings.routes[name]
@@ -233,6 +245,7 @@ class Node:
         await self._owner.close()
         await self.messages.close()
         await self.keeper.close()
+        await self.conversations.close()
         await self.quotas.close()
         await self.breakers.close()
         await self.ownership.close()

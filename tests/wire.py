@@ -148,7 +148,7 @@ class Wire:
         while not self._frames:
             await self._read()
         frame = self._frames.popleft()
-        if frame["type"] != "error" and "id" in frame:
+        if frame["type"] not in ("error", "message") and "id" in frame:
             self.view(frame["id"]).apply(frame)
         return frame
 

@@ -304,9 +304,9 @@ class Client:
         """Follow a message, for instance one of `welcome.active`, or one kept from an earlier run."""
         return self._handle(self.session.resume(message_id, after=after, text=text, reasoning=reasoning))
 
-    def subscribe(self, conversation: str) -> None:
+    def subscribe(self, conversation: str, *, after: int = 0) -> None:
         """Follow every message of a conversation; they are told to `on_event`."""
-        self.session.subscribe(conversation)
+        self.session.subscribe(conversation, after=after)
         self._wake()
 
     def unsubscribe(self, conversation: str) -> None:
@@ -314,9 +314,16 @@ class Client:
         self.session.unsubscribe(conversation)
         self._wake()
 
-    def history(self, conversation: str, *, before: str | None = None, limit: int = 50) -> None:
+    def conversation(self, op: str, conversation: str | None = None, **fields: Any) -> None:
+        """One operation on conversations; the answer is told to `on_event` as `ConversationChanged`."""
+        self.session.conversation(op, conversation, **fields)
+        self._wake()
+
+    def history(
+        self, conversation: str, *, before: str | None = None, after: str | None = None, limit: int = 50
+    ) -> None:
         """Ask for a page of a conversation; it is told to `on_event` as `HistoryReceived`."""
-        self.session.history(conversation, before=before, limit=limit)
+        self.session.history(conversation, before=before, after=after, limit=limit)
         self._wake()
 
     def auth(self, token: str) -> None:

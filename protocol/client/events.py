@@ -104,6 +104,12 @@ class ConversationMessage(NamedTuple):
     frame: Map
 
 
+class ConversationChanged(NamedTuple):
+    """Something happened to a conversation (`frame["op"]` says what), or an operation on one was answered."""
+
+    frame: Map
+
+
 class HistoryReceived(NamedTuple):
     """A page of a conversation (the `history` frame)."""
 
@@ -129,6 +135,7 @@ Event = (
     | GoingAway
     | QuotaChanged
     | ConversationMessage
+    | ConversationChanged
     | HistoryReceived
     | PongReceived
 )

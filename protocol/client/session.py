@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from protocol.client.events import (
     AttemptStarted,
+    ConversationChanged,
     ConversationMessage,
     ErrorReceived,
     Event,
@@ -64,6 +65,9 @@ UNANSWERED_PONGS: Final = 3
 MAX_FORGOTTEN: Final = 1024
 """So many ids of forgotten messages are remembered, so that a late frame does not bring one back."""
 
+CONVERSATION_EVENTS: Final = frozenset({"created", "renamed", "chosen", "pinned", "unpinned", "removed", "queue"})
+"""What happens to a conversation: these `op`s carry the `seq` of its log, answers to requests do not count."""
+
 _SENDING: Final = MessageState.SENDING
 _FOLLOWING: Final = MessageState.FOLLOWING
 _RESYNCING: Final = MessageState.RESYNCING
@@ -91,7 +95,8 @@ class ClientSession:
         self.draining = False
         """Whether the server said `goaway`: what is asked for now waits for the next connection."""
         self._queue: list[Map] = []
-        self._conversations: dict[str, None] = {}
+        self._conversations: dict[str, int] = {}
+        """Subscribed conversation → the last `seq` of its log that was told."""
         self._forgotten: dict[str, None] = {}
         self._pages: list[Map] = []
         self._handlers: dict[str, Callable[[Map], list[Event]]] = {
@@ -109,6 +114,7 @@ class ClientSession:
             "quota": self._on_quota,
             "message": self._on_conversation_message,
             "history": self._on_history,
+            "conversation": self._on_conversation,
         }
 
     # --- what the client wants ----------------------------------------------------------------------------------
@@ -221,21 +227,28 @@ class ClientSession:
         self.token = token
         self._put({"type": "auth", "token": token})
 
-    def subscribe(self, conversation: str) -> None:
-        """Follow every message of a conversation, from any device, on this and later connections."""
-        self._conversations[conversation] = None
-        self._put({"type": "subscribe", "conversation": conversation})
+    def subscribe(self, conversation: str, *, after: int = 0) -> None:
+        """Follow every message of a conversation, from any device, on this and later connections.
+
+        `after` is the `seq` of the last page of its history, or of the last event that was kept; 0: from the beginning.
+        """
+        self._conversations[conversation] = after
+        self._put(_subscribe(conversation, after))
 
     def unsubscribe(self, conversation: str) -> None:
         """Stop following a conversation."""
         self._conversations.pop(conversation, None)
         self._put({"type": "unsubscribe", "conversation": conversation})
 
-    def history(self, conversation: str, *, before: str | None = None, limit: int = 50) -> None:
+    def history(
+        self, conversation: str, *, before: str | None = None, after: str | None = None, limit: int = 50
+    ) -> None:
         """Ask for a page of a conversation; asked again on a new connection until it came."""
         frame: Map = {"type": "history", "conversation": conversation, "limit": limit}
         if before is not None:
             frame["before"] = before
+        if after is not None:
+            frame["after"] = after
         self._pages.append(frame)
         self._put(frame)
 
@@ -497,7 +510,7 @@ class ClientSession:
 
     def _on_welcome(self, frame: Map) -> list[Event]:
         self.open, self.draining = True, False
-        self._queue = [{"type": "subscribe", "conversation": name} for name in self._conversations]
+        self._queue = [_subscribe(name, after) for name, after in self._conversations.items()]
         self._queue += self._pages
         known = {head["id"]: head for head in frame["resumed"]}
         events: list[Event] = [
@@ -600,7 +613,33 @@ class ClientSession:
         return [QuotaChanged(frame["limits"])]
 
     def _on_conversation_message(self, frame: Map) -> list[Event]:
-        return [ConversationMessage(frame)]
+        return [ConversationMessage(frame)] if self._is_new(frame) else []
+
+    def _on_conversation(self, frame: Map) -> list[Event]:
+        """An answer (it moves no cursor), or something that happened to a conversation."""
+        if frame["op"] == "reset":
+            self._conversations[frame["conversation"]] = frame["seq"]
+        elif frame["op"] == "deleted":
+            self._conversations.pop(frame["conversation"], None)
+        elif frame["op"] in CONVERSATION_EVENTS and "seq" in frame and not self._is_new(frame):
+            return []
+        return [ConversationChanged(frame)]
+
+    def _is_new(self, frame: Map) -> bool:
+        """Whether this event of a conversation's log has not been told yet; then it counts as told."""
+        name, seq = frame["conversation"], frame.get("seq", 0)
+        known = self._conversations.get(name)
+        if known is None or not seq:
+            return True
+        if seq <= known:
+            return False
+        self._conversations[name] = seq
+        return True
+
+    def conversation(self, op: str, conversation: str | None = None, **fields: Any) -> None:
+        """One operation on conversations (`create`, `list`, `rename`, …); the answer is a `ConversationChanged`."""
+        named = {} if conversation is None else {"conversation": conversation}
+        self._put({"type": "conversation", "op": op, **named, **fields})
 
     def _on_history(self, frame: Map) -> list[Event]:
         for page in self._pages:
@@ -641,3 +680,8 @@ class ClientSession:
     def _queue_resume(self, message: ClientMessage) -> None:
         message._pong_mark = None
         self._put({"type": "resume", "id": message.id, "after": message.cursor})
+
+
+def _subscribe(conversation: str, after: int) -> Map:
+    frame: Map = {"type": "subscribe", "conversation": conversation}
+    return frame | {"after": after} if after else frame

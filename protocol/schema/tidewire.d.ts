@@ -63,6 +63,31 @@ export interface ClientInfo {
   version?: string;
 }
 
+/** The answer to `conversation` or `subscribe`; or, with a `seq`, what happened to a subscribed conversation. */
+export interface ConversationFrame {
+  type: "conversation";
+  op: string;
+  conversation?: string | null;
+  seq?: number | null;
+  [field: string]: unknown;
+}
+
+/** Make, list, look at, name, change or delete conversations; see docs/conversations.md for each `op`. */
+export interface ConversationRequest {
+  type: "conversation";
+  op: "create" | "list" | "get" | "rename" | "title" | "delete" | "choose" | "pin" | "unpin" | "waiting" | "answer" | "part";
+  conversation?: string | null;
+  title?: string | null;
+  entry?: string | null;
+  input?: Record<string, unknown> | Record<string, unknown>[] | null;
+  model?: string | null;
+  ref?: string | null;
+  /** Number of a journal event; 0 = before the first. */
+  offset?: number;
+  before?: number | null;
+  limit?: number;
+}
+
 /** Journaled. New output; may cover several seqs, the first of which follows `after`. */
 export interface Delta {
   type: "delta";
@@ -143,12 +168,13 @@ export interface Hello {
   resume?: ResumePoint[];
 }
 
-/** Ask for a page of a conversation. */
+/** Ask for a page of a conversation: its end, what lies `before` an entry, or what follows `after` one. */
 export interface History {
   type: "history";
   /** Chosen by the client; UUIDv7 recommended. */
   conversation: string;
   before?: string | null;
+  after?: string | null;
   limit?: number;
 }
 
@@ -158,6 +184,12 @@ export interface HistoryPage {
   conversation: string;
   messages: Record<string, unknown>[];
   next?: string | null;
+  newer?: string | null;
+  seq?: number;
+  tip?: string | null;
+  title?: string | null;
+  current?: string | null;
+  queue?: string[];
 }
 
 /** One quota bucket as a client sees it. */
@@ -176,12 +208,16 @@ export interface MessageHead {
   conversation?: string | null;
 }
 
-/** A subscribed conversation got a message. */
+/** A subscribed conversation got an entry, or one has ended; `seq` counts the conversation's own events. */
 export interface MessageNotice {
   type: "message";
   conversation: string;
   id: string;
   role: string;
+  seq?: number;
+  parent?: string | null;
+  state?: string | null;
+  content?: string | Record<string, unknown>[] | null;
   [field: string]: unknown;
 }
 
@@ -283,7 +319,7 @@ export interface Snapshot {
   tool_calls?: Record<string, unknown>[] | null;
 }
 
-/** Follow every message of a conversation, from any device. */
+/** Follow every message of a conversation, from any device; `after` = the `seq` of its log that was seen last. */
 export interface Subscribe {
   type: "subscribe";
   /** Chosen by the client; UUIDv7 recommended. */
@@ -334,6 +370,7 @@ export type ClientFrame =
   | Subscribe
   | Unsubscribe
   | History
+  | ConversationRequest
   | Ping;
 
 /** What a server may send. */
@@ -349,6 +386,7 @@ export type ServerFrame =
   | Quota
   | MessageNotice
   | HistoryPage
+  | ConversationFrame
   | ErrorFrame
   | Pong
   | Goaway;
@@ -363,6 +401,7 @@ export type ErrorCode =
   | "conversation_unknown"
   | "model_not_found"
   | "conversation_busy"
+  | "conversation_limit"
   | "idempotency_mismatch"
   | "context_length_exceeded"
   | "content_filter"

@@ -167,6 +167,12 @@ class TierSettings(Section):
     """Most output tokens of one message; also what is reserved if the request names no limit."""
     monthly_usd: MonthlyUsd | None = None
     """Spending limit per calendar month (UTC), in US dollars. Absent: none."""
+    conversations: Positive = 10_000
+    """Conversations of one user."""
+    conversation_entries: Positive = 100_000
+    """Entries (questions, answers, tool results) of one conversation."""
+    conversation_bytes: Positive = 268_435_456
+    """Bytes of one conversation, images and files included."""
     on_redis_outage: Literal["refuse", "local"] = "refuse"
     """When the quota store is down: refuse new messages, or admit by a local estimate and settle later."""
 

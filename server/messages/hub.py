@@ -142,6 +142,7 @@ class Hub:
         self._links: dict[Link, Link] = {}
         self._by_name: dict[bytes, Channel] = {}
         self._confirm: dict[bytes, asyncio.Future[None]] = {}
+        self._listeners: dict[bytes, Callable[[bytes], None]] = {}
         self._rereading: set[str] = set()
         self._control = b""
 
@@ -214,6 +215,22 @@ class Hub:
             self._unsubscribe(channel)
             del self.channels[tag]
 
+    def listen(self, name: bytes, heard: Callable[[bytes], None]) -> None:
+        """Call `heard` with what is published on a shard channel that is no message's. It may be lost."""
+        self._listeners[name] = heard
+        try:
+            self._subscriber(name).push("SSUBSCRIBE", name)
+        except StoreError:
+            log.info("listen_put_off", channel=name)  # made up for when the topology is known again
+
+    def unlisten(self, name: bytes) -> None:
+        """Listen no more."""
+        if self._listeners.pop(name, None) is not None:
+            try:
+                self._subscriber(name).push("SUNSUBSCRIBE", name)
+            except StoreError:
+                log.info("unlisten_put_off", channel=name)
+
     # --- messages generated elsewhere ---------------------------------------------------------------------------
 
     async def _listen(self, channel: Channel) -> None:
@@ -249,6 +266,8 @@ class Hub:
             channel = self._by_name.get(reply[1])
             if channel is not None and not channel.local:
                 self._heard(channel, reply[2])
+            elif (heard := self._listeners.get(reply[1])) is not None:
+                heard(reply[2])
             elif reply[1] == self._control:
                 self.on_note(reply[2].decode(), NOTE_CANCEL)
             return True
@@ -288,6 +307,10 @@ class Hub:
         """A new connection knows no subscription: make them again and read what was missed."""
         if self.store.link(self._control) is primary:
             self._links[primary].push("SSUBSCRIBE", self._control)
+        for name, heard in self._listeners.items():
+            if self.store.link(name) is primary:
+                self._links[primary].push("SSUBSCRIBE", name)
+                heard(b"")
         for name, channel in self._by_name.items():
             if self.store.link(name) is primary:
                 self._links[primary].push("SSUBSCRIBE", name)
@@ -299,6 +322,8 @@ class Hub:
             if link.address != primary.address:
                 link.turn_to(primary.address)
         self._subscriber(self._control).push("SSUBSCRIBE", self._control)
+        for name in self._listeners:
+            self._subscriber(name).push("SSUBSCRIBE", name)
         for name, channel in self._by_name.items():
             self._subscriber(name).push("SSUBSCRIBE", name)
             self._reread_soon(channel)

@@ -18,6 +18,7 @@ import structlog
 
 from protocol.errors import ProtocolError
 from server.messages import request as asked
+from server.messages.conversations import Place
 from server.messages.finalize import finalize, gather
 from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.message import Claim, Means, Running
@@ -119,9 +120,14 @@ class Keeper:
         """Replace the hold by what was used: after the end is written, before the message is finalized."""
         await self.stubbornly(lambda: self.means.quotas.settle(payer, hold, used))
 
-    async def finish(self, keys: MessageKeys, generation: bytes, run: int) -> None:
-        """Do what is left to do after the end."""
-        times = self.times
+    async def finish(
+        self, keys: MessageKeys, generation: bytes, run: int, message_id: str, place: Place | None
+    ) -> None:
+        """Do what is left to do after the end: first in its conversation, then in its own record."""
+        times, conversations = self.times, self.means.conversations
+        if place is not None:
+            token = b"%s:%d" % (generation, run)
+            await self.stubbornly(lambda: conversations.advance(place, message_id, keys, token))
 
         async def keep() -> None:
             await finalize(
@@ -132,7 +138,7 @@ class Keeper:
 
     async def _wind_up(self, claim: Claim) -> None:
         """What is left to do after the end; where Redis has lost some of it meanwhile, it goes on from there."""
-        await self.finish(claim.keys, claim.generation, claim.run)
+        await self.finish(claim.keys, claim.generation, claim.run, claim.id, claim.place)
         await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
         await self.stubbornly(lambda: self._go_on_if_lost(claim))
 
@@ -170,6 +176,8 @@ class Keeper:
     async def _release_or_go_on(self, running: Running, error: ProtocolError) -> None:
         """Free the id; what can't be freed, because more than a claim stands under it, is not left without an owner."""
         claim = running.claim
+        if claim.place is not None:
+            await self.means.conversations.withdraw(claim.place, claim.id, claim.token)
         running.released = running.released or await self.release(claim.keys, claim.generation, claim.fence, error)
         if running.released and running.may_hold:  # in this order: another owner of the claim would use the hold
             await self.means.quotas.settle(claim.payer, claim.hold, Used(dispatched=False))
@@ -239,7 +247,8 @@ class Keeper:
             generation, run = fields["gen"], int(fields["run"])
             used = used_by(msgpack.unpackb(fields["records"]), run)
             await self._settle(_payer_of(fields), hold_id(tag, generation, run), used)
-            await self.finish(keys, generation, run)
+            place = Place.of(_user_of(fields), fields["conversation"].decode()) if "conversation" in fields else None
+            await self.finish(keys, generation, run, fields["id"].decode(), place)
             await self._unlist(tag, fields["id"].decode(), _user_of(fields))
         elif dead != self.node and tag not in self.running and tag not in self.finishing:
             owner = await store.call(keys.record, "HGET", keys.record, "owner", seconds=STEP_SECONDS)
@@ -292,6 +301,7 @@ class Keeper:
             standing_text=text,
             cancelled="cancel" in fields,
             base=int(fields.get("base", 0)),
+            user=(fields["tenant"].decode(), fields["kind"].decode(), fields["user"].decode()),
         )
 
     async def reconcile(self) -> None:

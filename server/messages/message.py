@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,12 +18,14 @@ import structlog
 from protocol.errors import ErrorClass, ProtocolError
 from server.ledger.cost import Price, as_usd
 from server.messages import request as asked
+from server.messages.conversation import TooLong, count_tokens, room_of, trim
+from server.messages.conversations import Conversations, Ended, Place, too_long
 from server.messages.finalize import gather
 from server.messages.flight import Flight, race
 from server.messages.hub import Hub
 from server.messages.journal import End, Journal, JournalLost, Outbox, Verdict
 from server.messages.reader import Reader
-from server.messages.scripts import START_ATTEMPT
+from server.messages.scripts import QUEUE, START_ATTEMPT
 from server.messages.state import Happening, State, after
 from server.messages.tally import AttemptTally, user_usage, withdrawn
 from server.quotas.base import Hold, NoQuota, Order, Payer, Quota
@@ -31,12 +33,15 @@ from server.routing.attempts import HEDGED, GiveUp, Plan, Reason, Route, Shown, 
 from server.routing.gate import OPEN_GATE, Gate, Held
 from server.store.keys import MessageKeys, hold_id
 from server.store.link import StoreError
-from server.store.store import Store
+from server.store.store import IMPATIENT, Store
 from server.upstreams.base import Batch, Call, Driver, Fault, UpstreamFailure
 from server.upstreams.faults import CONSEQUENCES
 
 log = structlog.get_logger("message")
 
+TURN_POLL_SECONDS = 1.0
+"""How often a waiting message looks whether its turn has come, in case a notification was lost."""
+RESERVE_AGAIN_SECONDS = 0.2
 STORE_SECONDS = 5.0
 """How long a step without a waiting client gives Redis before it is tried again."""
 
@@ -50,6 +55,8 @@ class Target:
     driver: Driver
     price: Price | None = None
     prefill: bool = False
+    context_tokens: int | None = None
+    """Size of the model's context, if it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,19 @@ class Claim:
     """A stop was asked for before this owner came."""
     base: int = 0
     """Seq of the attempt since which the text stands."""
+    user: tuple[str, str, str] = ("", "", "")
+    """(tenant, kind, user): whose it is."""
+
+    @property
+    def place(self) -> Place | None:
+        """The conversation it belongs to."""
+        name = self.request.get("conversation")
+        return None if name is None else Place.of(self.user_tag, name)
+
+    @property
+    def token(self) -> bytes:
+        """What its conversation knows this run by."""
+        return b"%s:%d" % (self.generation, self.run)
 
     @property
     def hold(self) -> str:
@@ -107,6 +127,7 @@ class Means:
     routes: Mapping[str, Route]
     watch: Watch
     event_bytes: int
+    conversations: Conversations
     max_bytes: int
     """Most bytes of visible text of one message; then it ends with `finish_reason: length`."""
     gate: Gate = OPEN_GATE
@@ -166,6 +187,10 @@ class Running:
         self.outbox.waiting.standing(claim.standing_text)
         self.claim = replace(claim, standing_text=b"")  # it is counted; a large text must not stay in memory
         self._abandoned = False
+        self._history: list[dict[str, Any]] | None = None
+        """The branch that this answers, if it is part of a conversation."""
+        self._sent: list[dict[str, Any]] = []
+        """What the target of the attempt is sent: the request's messages, or what fits of the history."""
 
     def cancel(self) -> None:
         """Stop generating; what stands is kept. Idempotent."""
@@ -215,6 +240,8 @@ class Running:
         route = self.means.routes.get(name)
         if route is None:  # adopted from a node with another configuration
             return self._failed(GiveUp("model_not_found", f"there is no model {name!r} here", "permanent"))
+        if self.claim.place is not None and (ending := await self._take_turn(self.claim.place)) is not None:
+            return ending()
         plan = Plan(route, self.claim.attempts, asked.least_input(self.claim.request.get("messages", [])))
         outcome: Landed | GiveUp | None = plan.opening(self.shown, self.claim.reason)
         if outcome is None:
@@ -236,22 +263,30 @@ class Running:
     async def _reserve(self, route: Route) -> GiveUp | None:
         """Reserve before anything is spent. A refused claim is taken back; a reopened message fails again."""
         claim = self.claim
+        messages = self._likely_sent(route)
         order = Order(
             claim.hold,
             claim.payer,
             route.name,
-            asked.most_input(claim.request),
-            asked.count_input(claim.request.get("messages", [])),
+            asked.most_input({**claim.request, "messages": messages}),
+            asked.count_input(messages),
             claim.request.get("max_output_tokens"),
             lambda tokens_in, tokens_out: self._dearest(route, tokens_in, tokens_out),
             forced=claim.reason is not None and claim.reason.code == "owner_lost",
         )
         self.may_hold = True
         try:
-            self._hold = await self.means.quotas.reserve(order)
+            while True:
+                try:
+                    self._hold = await self.means.quotas.reserve(order)
+                    break
+                except ProtocolError as refusal:
+                    if refusal.code != "store_unavailable" or not self._in:
+                        raise
+                    await asyncio.sleep(RESERVE_AGAIN_SECONDS)  # it was accepted when it began to wait for its turn
         except ProtocolError as refusal:
             self.may_hold = refusal.code == "store_unavailable"  # then it may have happened
-            if claim.attempts and not self.may_hold:  # more than a claim stands under its id
+            if (claim.attempts or self._in) and not self.may_hold:  # more than a claim stands under its id
                 self._admitted()
                 return GiveUp(
                     refusal.code, refusal.message, refusal.error_class, refusal.retry_after_ms, refusal.details
@@ -259,6 +294,18 @@ class Running:
             self._refused(refusal)
             raise _NotAdmitted from None
         return None
+
+    def _likely_sent(self, route: Route) -> list[dict[str, Any]]:
+        """What is likely to be sent: the request's messages, or what fits of the history into the largest context."""
+        if self._history is None:
+            messages: list[dict[str, Any]] = self.claim.request.get("messages", [])
+            return messages
+        asked_for = self.claim.request.get("max_output_tokens")
+        room = max(room_of(self.means.targets[name].context_tokens, asked_for) for name in route.targets)
+        try:
+            return trim(self._history, room).messages
+        except TooLong:
+            return []  # refused before anything is sent
 
     def _dearest(self, route: Route, tokens_in: int, tokens_out: int) -> int | None:
         prices = [self.means.targets[name].price for name in route.targets]
@@ -277,6 +324,12 @@ class Running:
         """Start an attempt at the next target that may be called; None: there is none. Raises `_Stopped`."""
         gate = self.means.gate
         while (name := plan.candidate()) is not None:
+            try:
+                sent = await self._choose(self.means.targets[name])
+            except TooLong as long:
+                error = too_long(long.needed, long.room)
+                plan.too_long(name, Reason(error.code, error.message, "permanent"), error.details)
+                continue
             ticket = await gate.enter(name)
             if isinstance(ticket, Held):
                 plan.hold(name, ticket.wait_seconds, ticket.state)
@@ -284,17 +337,123 @@ class Running:
             target = self.means.targets[name]
             try:
                 step = plan.start(name, self.shown, reason)
-                await self._start(step, target)
+                await self._start(step, target, sent)
                 return Flight(step, self.tallies[-1], ticket, target.driver.stream(await self._call(step)))
             except BaseException:
                 ticket.void()
                 raise
         return None
 
-    async def _start(self, step: Try, target: Target) -> None:
+    # --- in a conversation --------------------------------------------------------------------------------------------
+
+    async def _take_turn(self, place: Place) -> Callable[[], None] | None:
+        """Wait for the turn and read what is to be answered. How it ends instead: stopped, or refused after all."""
+        claim, conversations = self.claim, self.means.conversations
+        changed = asyncio.Event()
+        changed.set()
+        first = not claim.attempts and claim.run == 1
+        with conversations.watching(place.keys, changed.set):
+            while True:
+                changed.clear()
+                try:
+                    turn = await conversations.enter(
+                        place,
+                        claim.id,
+                        claim.token,
+                        claim.request,
+                        not first,
+                        claim.user,
+                        STORE_SECONDS if self._in else IMPATIENT,
+                    )
+                    if turn.position == 0:
+                        await self._read_history(place)
+                        return None
+                    if not await self._wait_queued():
+                        return self._cancelled
+                except ProtocolError as error:
+                    return self._turned_away(error)
+                except Ended:
+                    return lambda: self._failed(GiveUp("internal", "its turn is over", "permanent"))
+                except (StoreError, TimeoutError):
+                    self._give_up_admission()
+                    await asyncio.sleep(0.1)
+                    continue
+                try:
+                    async with asyncio.timeout(TURN_POLL_SECONDS) as self._stop:
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+                finally:
+                    self._stop = None
+                if self.cancel_requested:
+                    return self._cancelled
+
+    @property
+    def _in(self) -> bool:
+        """Whether somebody has been promised this message, so that it goes on whatever Redis does."""
+        return self.admitted.done()
+
+    async def _wait_queued(self) -> bool:
+        """Say in the record that it waits; False if a stop was asked for."""
+        answer = int(
+            await self.means.store.run(QUEUE, [self.claim.keys.record], [self.claim.fence], seconds=STORE_SECONDS)
+        )
+        if answer < 0 and (answer == -1 or not self.claim.attempts):
+            raise JournalLost(_verdict(answer))
+        if self.state is State.ADMITTING:
+            self.state = after(self.state, Happening.WAIT)
+        self._admitted()
+        if answer == 2:
+            self.cancel_requested = True
+        return not self.cancel_requested
+
+    async def _read_history(self, place: Place) -> None:
+        tokens = max(
+            room_of(self.means.targets[name].context_tokens, self.claim.request.get("max_output_tokens"))
+            for name in self.means.routes[self.claim.request.get("model", "default")].targets
+        )
+        self._history = await self.means.conversations.history(
+            place, self.claim.id, self.claim.fence, self.claim.keys, max(1, tokens)
+        )
+        if self._history is None:
+            raise JournalLost(Verdict.FENCED)
+
+    def _turned_away(self, error: ProtocolError) -> Callable[[], None]:
+        """The conversation does not take it: an error to who asked, or, once it was accepted, a failure."""
+        if not self.admitted.done() and self.claim.run == 1:
+            self._refused(error)
+            raise _NotAdmitted
+        return lambda: self._failed(GiveUp(error.code, error.message, error.error_class))
+
+    def _give_up_admission(self) -> None:
+        if not self.admitted.done():
+            self._refused(ProtocolError("store_unavailable", "the store does not answer", retry_after_ms=1000))
+            raise _NotAdmitted
+
+    async def _choose(self, target: Target) -> dict[str, Any]:
+        """What this target is sent; a description of it for the record. Raises `TooLong`."""
+        request = self.claim.request
+        if self._history is None or self.claim.place is None:
+            self._sent = request.get("messages", [])
+            return {}
+        context = trim(self._history, room_of(target.context_tokens, request.get("max_output_tokens")))
+        while True:
+            try:
+                self._sent = await self.means.conversations.whole(self.claim.place.keys, context.messages)
+                break
+            except ProtocolError:  # the conversation was deleted meanwhile: the stop is on its way
+                self._sent, self.cancel_requested = context.messages, True
+                break
+            except (StoreError, TimeoutError):
+                await asyncio.sleep(0.1)
+        first = next((entry for entry in context.entries if entry), "")
+        return {"first": first, "entries": len(context.entries), "dropped": context.dropped, "tokens": context.tokens}
+
+    async def _start(self, step: Try, target: Target, sent: dict[str, Any]) -> None:
         """Allocate the attempt in the record before anything is spent. Raises `_Stopped`."""
         now = time.time()
-        description = msgpack.packb({"target": target.name, "model": target.model, "started_at": now})
+        described = {"target": target.name, "model": target.model, "started_at": now}
+        description = msgpack.packb(described | ({"sent": sent} if sent else {}))
         args = [self.claim.fence, step.number, description]
         answer = await self._start_script(args)
         if answer < 0:
@@ -304,7 +463,7 @@ class Running:
         if answer == 2 or self.cancel_requested:
             self.cancel_requested = True
             raise _Stopped
-        estimate = asked.count_input(self.claim.request.get("messages", []))
+        estimate = sum(map(count_tokens, self._sent)) if sent else asked.count_input(self._sent)
         self.tallies.append(AttemptTally(step.number, target.name, target.model, now, estimate))
         self.means.watch.attempt_started(target.name)
 
@@ -413,7 +572,7 @@ class Running:
 
     async def _call(self, step: Try) -> Call:
         request = self.claim.request
-        messages = request.get("messages", [])
+        messages = self._sent
         cap = self._hold.max_output_tokens if self._hold is not None else request.get("max_output_tokens")
         if step.mode == "continue":
             if cap is not None:  # what stands was paid for out of the same hold

@@ -17,7 +17,29 @@ CANCEL: Final = Script.load(_LUA / "cancel_v1.lua")
 PAGE: Final = Script.load(_LUA / "page_v1.lua")
 FINALIZE: Final = Script.load(_LUA / "finalize_v1.lua")
 TAKEOVER: Final = Script.load(_LUA / "takeover_v1.lua")
-ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE)
+QUEUE: Final = Script.load(_LUA / "queue_v1.lua")
+RESOLVE: Final = Script.load(_LUA / "resolve_v1.lua")
+ERASE: Final = Script.load(_LUA / "erase_v1.lua")
+CONVERSATION_ENTER: Final = Script.load(_LUA / "conversation_enter_v1.lua")
+CONVERSATION_ADVANCE: Final = Script.load(_LUA / "conversation_advance_v1.lua")
+CONVERSATION_APPEND: Final = Script.load(_LUA / "conversation_append_v1.lua")
+CONVERSATION_PAGE: Final = Script.load(_LUA / "conversation_page_v1.lua")
+CONVERSATION_CHANGE: Final = Script.load(_LUA / "conversation_change_v1.lua")
+CONVERSATION_DELETE: Final = Script.load(_LUA / "conversation_delete_v1.lua")
+CONVERSATION_REGISTER: Final = Script.load(_LUA / "conversation_register_v1.lua")
+_CONVERSATIONS: Final = (
+    QUEUE,
+    RESOLVE,
+    ERASE,
+    CONVERSATION_ENTER,
+    CONVERSATION_ADVANCE,
+    CONVERSATION_APPEND,
+    CONVERSATION_PAGE,
+    CONVERSATION_CHANGE,
+    CONVERSATION_DELETE,
+    CONVERSATION_REGISTER,
+)
+ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE, *_CONVERSATIONS)
 
 MAX_RUNS: Final = 5
 """How often one message may run: the first time and four times reopened by `retry_of`."""

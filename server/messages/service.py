@@ -16,12 +16,14 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages import request as asked
+from server.messages.conversation import room_of
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
 from server.messages.message import Claim, Displaced, Means
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
+from server.messages.state import State
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
@@ -89,6 +91,8 @@ class Messages:
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:
+            if send.conversation is not None:
+                await self.means.conversations.check(who, send, self._room(send))
             return await self._ask(who, send, tag, keys)
         except (StoreError, TimeoutError) as error:
             log.info("claim_failed", id=send.id, error=str(error))
@@ -99,6 +103,11 @@ class Messages:
             raise ProtocolError(
                 "model_not_found", f"there is no model {name!r}", details={"models": sorted(self.means.routes)}
             )
+
+    def _room(self, send: Send) -> int:
+        """How many tokens of input the largest target of the route takes."""
+        targets = (self.means.targets[name] for name in self.means.routes[send.model].targets)
+        return max(room_of(target.context_tokens, send.max_output_tokens) for target in targets)
 
     async def _ask(self, who: Principal, send: Send, tag: str, keys: MessageKeys) -> Found:
         loop = asyncio.get_running_loop()
@@ -120,7 +129,8 @@ class Messages:
                     await asyncio.shield(running.admitted)
                 except Displaced:
                     continue
-                return Found(send.id, tag, keys, "streaming", running.outbox.head, False, send.conversation)
+                state = "queued" if running.state is State.QUEUED else "streaming"
+                return Found(send.id, tag, keys, state, running.outbox.head, False, send.conversation)
             state, owner = reply[1].decode(), reply[4].decode()
             if owner == self.node and state not in END_STATES and not self.keeper.has(tag):
                 await self.keeper.adopt(tag, self.node)  # a claim of ours that happened after it was given up
@@ -232,6 +242,12 @@ class Messages:
             raise unknown(message_id)
         return Found(message_id, tag, keys, record.state, record.head, True, record.conversation)
 
+    async def input_of(self, who: Principal, message_id: str) -> Any:
+        """What was given with a message; None if it is not there. Raises `StoreError` or `TimeoutError`."""
+        record = MessageKeys.of(message_tag(who.tenant, who.kind, who.user, message_id)).record
+        packed = await self.means.store.call(record, "HGET", record, "req")
+        return None if packed is None else asked.unpack(packed).get("input")
+
     async def cancel(self, who: Principal, message_id: str) -> Found:
         """Ask for a stop; the receipt comes through the journal. Raises like `find`."""
         tag = message_tag(who.tenant, who.kind, who.user, message_id)
@@ -323,6 +339,7 @@ def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation
         attempts=max(made),  # Redis may have lost the number of an attempt whose record came later
         records=records,
         reason=Reason("retried", "the failed message was asked for again") if reopened else None,
+        user=(who.tenant, who.kind, who.user),
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
     )
 

@@ -109,6 +109,8 @@ class Plan:
     """Why the next attempt follows."""
     may_continue: bool = True
     _passed: set[str] = field(default_factory=set)
+    _counts: dict[str, Any] | None = None
+    """By how much the input was too long, if it was."""
     _too_small: int = 0
     """A context of this size was not enough."""
 
@@ -127,6 +129,12 @@ class Plan:
         """`target` is not to be called now."""
         self._passed.add(target)
         self.held[target] = (wait_seconds, state)
+
+    def too_long(self, target: str, reason: Reason, details: dict[str, Any] | None) -> None:
+        """What must be sent does not fit `target`; `details` tells the counts."""
+        self._passed.add(target)
+        self.failures.append((target, reason))
+        self._counts = details
 
     def start(self, target: str, shown: Shown, reason: Reason | None = None) -> Try:
         """The attempt at `target`; `reason`, if it is another than that of the last failure."""

@@ -323,6 +323,8 @@ class Breaker:
             return False
         self.window.add(now, failed=failed, slow=slow)
         self._in_a_row = self._in_a_row + 1 if failed else 0
+        if not failed and not slow:
+            return False  # good news trips nothing, even where it makes up the least number of calls
         counts, settings = self.window.counts(now), self.settings
         least = min(settings.minimum_calls, RAMP_CALLS) if state is State.RAMPING else settings.minimum_calls
         if counts.calls < least:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Protocol
 
@@ -34,6 +34,7 @@ log = structlog.get_logger("session")
 
 MALFORMED_ALLOWED: Final = 10
 """So many WebSocket messages may be undecodable before the peer is taken for something else."""
+TOLD_MOST: Final = 4_096
 SENDS_IN_A_ROW: Final = 8
 IN_FLIGHT: Final = 64
 """Most frames of one session being handled at once; then reading pauses."""
@@ -103,6 +104,12 @@ class Session:
         self.out = Outbound(codec, means.messages.reader, means.max_frame_bytes)
         self.who: Principal | None = None
         self.opened_at = time.monotonic()
+        self.subscriptions: dict[str, Any] = {}
+        """Conversation → how this session follows it; `conversation_handlers` fills it."""
+        self.unasked: set[str] = set()
+        """Messages that are followed from their beginning because their conversation is, not by the client's word."""
+        self.told: dict[str, None] = {}
+        """Messages told to their end while conversations were followed, the newest `TOLD_MOST`."""
         self._malformed = 0
         self._pace = frame_pace(limits.settings)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
@@ -201,25 +208,28 @@ class Session:
             self.refuse(raw, error)
 
     async def _dispatch(self, frame: Frame) -> None:
-        """Frames about one message keep their order; those about different ones don't wait for each other."""
+        """Frames about one message keep their order, and so do those for one conversation; others don't wait."""
         message_id = getattr(frame, "id", None)
         if message_id is None:
             await HANDLERS[type(frame)](self, frame)
             return
         await self._slots.acquire()
-        before = self._pending.get(message_id)
+        conversation = getattr(frame, "conversation", None)
+        lanes = [message_id] if conversation is None else [message_id, f"in {conversation}"]
+        before = [self._pending[lane] for lane in lanes if lane in self._pending]
         task = self._handlers.create_task(self._in_turn(frame, before), name=f"session {self.id}: {message_id}")
-        self._pending[message_id] = task
-        task.add_done_callback(lambda done: self._handled(message_id, done))
+        self._pending |= dict.fromkeys(lanes, task)
+        task.add_done_callback(lambda done: self._handled(lanes, done))
 
-    def _handled(self, message_id: str, task: asyncio.Task[None]) -> None:
+    def _handled(self, lanes: list[str], task: asyncio.Task[None]) -> None:
         self._slots.release()
-        if self._pending.get(message_id) is task:
-            del self._pending[message_id]
+        for lane in lanes:
+            if self._pending.get(lane) is task:
+                del self._pending[lane]
 
-    async def _in_turn(self, frame: Frame, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+    async def _in_turn(self, frame: Frame, before: list[asyncio.Task[None]]) -> None:
+        if before:
+            await asyncio.wait(before)
         if self._gone:
             return
         try:
@@ -269,7 +279,17 @@ class Session:
     def _unfollow_finished(self) -> None:
         finished = self.out.finished
         while finished:
-            self.hub.unfollow(finished.pop().tag, self.out)
+            follow = finished.pop()
+            self.hub.unfollow(follow.tag, self.out)
+            self.unasked.discard(follow.id)
+            if self.subscriptions:
+                self.told[follow.id] = None
+                if len(self.told) > TOLD_MOST:
+                    del self.told[next(iter(self.told))]
+
+    def knows(self, message_id: str) -> bool:
+        """Whether this session follows the message, has been told it to its end, or is about to follow it."""
+        return message_id in self.out.by_id or message_id in self.told or message_id in self._pending
 
     def say(self, frame: dict[str, Any]) -> None:
         """Put an answer before all data."""
@@ -299,6 +319,10 @@ class Session:
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_later(seconds, self.close_soon, closing)
+
+    def attend(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run something for as long as the connection lasts."""
+        return self._tasks.create_task(work, name=f"session {self.id}: {name}")
 
     # --- who and what -----------------------------------------------------------------------------------------------
 
@@ -339,6 +363,7 @@ class Session:
         """Follow a message from `after`. Raises `ProtocolError`."""
         if found.ended and after == found.head:  # it saw an end, perhaps another one: tell it this one
             after, receipt_only = max(0, after - 1), True
+        self.unasked.discard(found.id)
         self.check_room(found.id)
         try:
             channel = await self.hub.follow(found.tag, found.keys, self.out, found.head, found.ended)

@@ -13,7 +13,7 @@ from protocol.errors import CloseCode, ProtocolError
 from server.access.limits import ConnectionLimits, client_address
 from server.access.origins import OriginPolicy
 from server.config import ServerSettings, Settings
-from server.sessions import handlers  # noqa: F401 - fills the table of handlers
+from server.sessions import conversation_handlers, handlers  # noqa: F401 - they fill the table of handlers
 from server.sessions.actor import Session, SessionLimits, SessionMeans
 
 

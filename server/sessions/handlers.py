@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from protocol.errors import CloseCode, ProtocolError
 from protocol.frames import (
@@ -12,16 +12,14 @@ from protocol.frames import (
     Cancel,
     Detach,
     Hello,
-    History,
     Ping,
     Resume,
     ResumePoint,
     Send,
-    Subscribe,
-    Unsubscribe,
 )
 from server.messages.service import Found, payer_of
 from server.sessions.actor import Closing, Session, handles
+from server.sessions.conversation_handlers import queue_position
 from server.sessions.outbound import error_frame
 
 _REFUSED: Final = {"forbidden": CloseCode.FORBIDDEN_ORIGIN, "rate_limited": CloseCode.TOO_MANY_CONNECTIONS}
@@ -94,18 +92,19 @@ def _head(message: Found) -> dict[str, Any]:
 async def send(session: Session, frame: Send) -> None:
     """Ask for a message; the same id again attaches and replays."""
     session.check_not_expired()
-    for name, value in (("conversation", frame.conversation), ("prompt", frame.prompt)):
-        if value is not None:
-            raise ProtocolError("not_supported", f"`{name}` is not served yet; send `messages`")
+    if frame.prompt is not None:
+        raise ProtocolError("not_supported", "`prompt` is not served yet; send `messages`")
     session.check_room(frame.id)
     found = await session.messages.ask(session.principal, frame)
     try:
-        await session.follow(found, frame.after)
+        if frame.after or frame.id not in session.unasked:
+            await session.follow(found, frame.after)
     except ProtocolError as error:  # it runs all the same: this is no refusal, but "resume later"
-        session.say(_accepted(found))
+        session.say(await _accepted(session, found))
         session.say(error_frame(None, frame.id, error.as_dict()))
         return
-    session.say(_accepted(found))  # before all it follows, as a control frame; after all of a follow it replaces
+    # before all it follows, as a control frame; after all of a follow it replaces
+    session.say(await _accepted(session, found))
 
 
 @handles(Resume)
@@ -113,17 +112,20 @@ async def resume(session: Session, frame: Resume) -> None:
     """Follow a message from a point; never starts a generation."""
     found = await session.messages.find(session.principal, frame.id)
     await session.follow(found, frame.after)
-    session.say(_accepted(found))
+    session.say(await _accepted(session, found))
 
 
-def _accepted(found: Found) -> dict[str, Any]:
-    return {
+async def _accepted(session: Session, found: Found) -> dict[str, Any]:
+    accepted: dict[str, Any] = {
         "type": "accepted",
         "id": found.id,
         "replay": found.replay,
         "state": found.state,
         "seq": found.head,
     }
+    if found.state == "queued" and found.conversation is not None:
+        accepted["queue_position"] = await queue_position(session, found.conversation, found.id)
+    return accepted
 
 
 @handles(Detach)
@@ -163,11 +165,3 @@ async def ping(session: Session, frame: Ping) -> None:
     if frame.nonce is not None:
         pong["nonce"] = frame.nonce
     session.say(pong)
-
-
-@handles(Subscribe)
-@handles(Unsubscribe)
-@handles(History)
-async def conversations(session: Session, frame: Subscribe | Unsubscribe | History) -> NoReturn:
-    """Conversations kept by the server are not there yet."""
-    raise ProtocolError("not_supported", "conversations are not served yet; send `messages`")

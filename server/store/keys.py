@@ -25,6 +25,16 @@ def user_tag(tenant: str, kind: str, user: str) -> str:
     return _digest("u", tenant, kind, user)
 
 
+def conversation_tag(user: str, conversation: str) -> str:
+    """The tag of a conversation; `user` is the user's tag, which holds tenant and kind, too."""
+    return "c" + _digest("c", user, conversation)
+
+
+def conversation_index(user: str) -> bytes:
+    """Sorted set of a user's conversations by the time of their last change: a hint, checked against each."""
+    return f"{PREFIX}{{{user}}}:conversations".encode()
+
+
 def _digest(*parts: str) -> str:
     sha = hashlib.sha256()
     for part in parts:
@@ -57,6 +67,43 @@ class MessageKeys:
             standing=f"{base}s".encode(),
             channel=f"{base}ch".encode(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationKeys:
+    """The keys of one conversation, as bytes ready to be packed."""
+
+    meta: bytes
+    """Hash: title, tip of the chosen branch, current message, queue, pins, head of the log, counts; or `deleted`."""
+    headers: bytes
+    """Hash: entry id → `parent|jump|depth|role|state|bytes|token|tokens|message`."""
+    bodies: bytes
+    """Hash: entry id → its content, JSON."""
+    children: bytes
+    """Hash: entry id (`.` for the root) → ids of what hangs below it, joined by commas."""
+    log: bytes
+    """Stream of the conversation's own events, id `<seq>-0`."""
+    waiting: bytes
+    """Hash: queued message → its token."""
+    calls: bytes
+    """Hash: open tool call → '' or the id of the entry that answers it."""
+    parts: bytes
+    """Hash: SHA-256 → a large part, JSON; stored once, referred to by entries."""
+    channel: bytes
+    """Shard channel: the head of the log, whenever it rises."""
+
+    @classmethod
+    def of(cls, tag: str) -> ConversationKeys:
+        """The keys under `tag`."""
+        names = ("m", "h", "e", "k", "l", "w", "x", "p", "ch")
+        return cls(*(f"{PREFIX}{{{tag}}}:{name}".encode() for name in names))
+
+    @property
+    def stored(self) -> tuple[bytes, ...]:
+        """Every key that may exist: all but the channel."""
+        return (
+            self.meta, self.headers, self.bodies, self.children, self.log, self.waiting, self.calls, self.parts,
+        )  # fmt: skip
 
 
 def open_set(node: str) -> bytes:

@@ -126,7 +126,7 @@ BAD_FRAMES: list[tuple[str, dict[str, Any], str, str | None, str | None]] = [
     ("model is empty", send(model=""), "invalid_frame", "send", "bad"),
     ("messages and input", send(input="x"), "invalid_frame", "send", "bad"),
     ("input for nobody", {"type": "send", "id": "bad", "input": "x"}, "invalid_frame", "send", "bad"),
-    ("a conversation", {"type": "send", "id": "bad", "conversation": "c", "input": "x"}, "not_supported", "send",
+    ("nothing to answer", {"type": "send", "id": "bad", "conversation": "c"}, "invalid_frame", "send",
      "bad"),
     ("a second hello", {"type": "hello"}, "invalid_frame", "hello", None),
     ("resume of nothing", {"type": "resume"}, "invalid_frame", "resume", None),
@@ -136,7 +136,7 @@ BAD_FRAMES: list[tuple[str, dict[str, Any], str, str | None, str | None]] = [
     ("auth without token", {"type": "auth"}, "invalid_frame", "auth", None),
     ("auth with a bad one", {"type": "auth", "token": "tw_nothing"}, "unauthenticated", "auth", None),
     ("auth with no text", {"type": "auth", "token": "\u2028"}, "unauthenticated", "auth", None),
-    ("subscribe", {"type": "subscribe", "conversation": "c"}, "not_supported", "subscribe", None),
+    ("subscribe to nothing", {"type": "subscribe"}, "invalid_frame", "subscribe", None),
     ("history", {"type": "history", "conversation": "c", "limit": 1000}, "invalid_frame", "history", None),
     ("ping of a list", {"type": "ping", "nonce": []}, "invalid_frame", "ping", None),
 ]  # fmt: skip

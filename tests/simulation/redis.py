@@ -623,6 +623,8 @@ def _xadd(space: Keyspace, args: Sequence[bytes]) -> Any:
     key, index, make = args[1], 2, True
     if args[2].upper() == b"NOMKSTREAM":
         make, index = False, 3
+    if args[index].upper() == b"MAXLEN" and args[index + 1 : index + 2] == [b"~"]:
+        index += 3  # trimming about so much may well be trimming nothing
     given, pairs = args[index], args[index + 1 :]
     found = None
     if given != b"*":

@@ -17,6 +17,7 @@ from server.access.identity import Principal
 from server.access.limits import ConnectionLimits
 from server.config.sections import ServerSettings
 from server.messages import scripts
+from server.messages.conversations import Conversations
 from server.messages.hub import Hub
 from server.messages.journal import Journal
 from server.messages.keeper import Keeper, Times
@@ -128,6 +129,7 @@ class SimNode:
             watch=NoMetrics(),  # type: ignore[arg-type]
             event_bytes=schedule.event_bytes,
             max_bytes=1_000_000,
+            conversations=Conversations(store, hub, reader, {}, 3600.0, 3600.0),
         )
         chance = random.Random(f"{schedule.seed} {self.id}")
         self.keeper = Keeper(means, reader, self.id, Times(schedule.retention_seconds, 3600.0), chance)

@@ -1,0 +1,684 @@
+"""The conversations of this deployment, as a node works on them: the shell around `conversation` and its scripts.
+
+Everything may be repeated, here or on another node: entering is idempotent by message, advancing is a compare-and-set
+on the message's token, and a queue is moved on by whoever sees that its current message has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+import orjson
+import structlog
+
+from protocol.errors import ProtocolError
+from protocol.frames import Send
+from server.access.identity import Principal
+from server.messages import conversation as pure
+from server.messages.conversation import Entry, Map
+from server.messages.finalize import gather
+from server.messages.hub import NOTE_CANCEL, Hub
+from server.messages.reader import Reader, Record
+from server.messages.scripts import (
+    CANCEL,
+    CONVERSATION_ADVANCE,
+    CONVERSATION_APPEND,
+    CONVERSATION_CHANGE,
+    CONVERSATION_DELETE,
+    CONVERSATION_ENTER,
+    CONVERSATION_PAGE,
+    CONVERSATION_REGISTER,
+    ERASE,
+    RESOLVE,
+)
+from server.store.keys import (
+    ConversationKeys,
+    MessageKeys,
+    control_channel,
+    conversation_index,
+    conversation_tag,
+    message_tag,
+    user_tag,
+)
+from server.store.link import StoreError
+from server.store.store import IMPATIENT, Store, forget
+from server.telemetry.tasks import TaskOwner
+
+log = structlog.get_logger("conversations")
+
+LOG_EVENTS: Final = 2_048
+"""About how many events of a conversation's log are kept; a cursor before them is told to read the history anew."""
+QUEUE_LIMIT: Final = 100
+"""Most messages that wait in one conversation."""
+MAX_PINS: Final = 64
+POLL_SECONDS: Final = 1.0
+"""How often the head of a watched conversation is read, in case a notification was lost."""
+STEP_SECONDS: Final = 5.0
+TOOL_SECONDS: Final = 600.0
+"""How long the answers to an answer's tool calls may take; then they are marked as lost."""
+CONTEXT_ENTRIES: Final = 2_000
+"""Most entries that are looked at for one context."""
+PAGE_BYTES: Final = 131_072
+ERASE_SECONDS: Final = 5.0
+ERASE_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A conversation of a user."""
+
+    id: str
+    tag: str
+    keys: ConversationKeys
+
+    @classmethod
+    def of(cls, user: str, conversation: str) -> Place:
+        """The conversation of this name; `user` is the user's tag."""
+        tag = conversation_tag(user, conversation)
+        return cls(conversation, tag, ConversationKeys.of(tag))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tier allows."""
+
+    conversations: int
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What entering came to: the turn (`position` 0), or a place in the queue."""
+
+    position: int
+    current: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What is known of a conversation beside its entries."""
+
+    head: int
+    title: str | None
+    tip: str
+    current: str
+    queue: tuple[str, ...]
+    entries: int
+    bytes: int
+    created: float
+    updated: float
+
+    def shown(self) -> Map:
+        """As clients see it."""
+        shown: Map = {
+            "seq": self.head, "title": self.title, "tip": self.tip or None, "current": self.current or None,
+            "queue": list(self.queue), "entries": self.entries, "bytes": self.bytes, "created": self.created,
+            "updated": self.updated,
+        }  # fmt: skip
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Entries of a branch, oldest first."""
+
+    head: int
+    """Where the conversation's log stood."""
+    tip: str
+    current: str
+    queue: tuple[str, ...]
+    title: str | None
+    more: bool
+    """Whether the branch goes on beyond the page."""
+    entries: list[Entry]
+    pinned: list[Entry]
+    """Pinned entries that lie before the page."""
+    pins: frozenset[str]
+    """All pinned entries."""
+
+
+class Feed:
+    """Wakes whoever watches a conversation."""
+
+    __slots__ = ("head", "keys", "watchers")
+
+    def __init__(self, keys: ConversationKeys) -> None:
+        self.keys = keys
+        self.head = -1
+        self.watchers: set[Callable[[], None]] = set()
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        for watcher in tuple(self.watchers):
+            watcher()
+
+
+class Conversations:
+    """See the module."""
+
+    def __init__(
+        self, store: Store, hub: Hub, reader: Reader, tiers: Mapping[str, Limits], keep_seconds: float,
+        claim_seconds: float, tool_seconds: float = TOOL_SECONDS,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self.hub = hub
+        self.reader = reader
+        self.tiers = tiers
+        self.keep_seconds = keep_seconds
+        self.claim_seconds = claim_seconds
+        self.tool_seconds = tool_seconds
+        self._feeds: dict[bytes, Feed] = {}
+        self._owner = TaskOwner("conversations")
+
+    def start(self) -> None:
+        """Begin to look after what is watched."""
+        self._owner.start(self._poll(), "poll")
+
+    async def close(self) -> None:
+        """Stop."""
+        await self._owner.close()
+
+    def place(self, who: Principal, conversation: str) -> Place:
+        """A conversation of this user."""
+        return Place.of(user_tag(who.tenant, who.kind, who.user), conversation)
+
+    @property
+    def _ttl(self) -> int:
+        return round(self.keep_seconds * 1000)
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self, keys: ConversationKeys, watcher: Callable[[], None]) -> Iterator[Feed]:
+        """Call `watcher` whenever the conversation may have changed; a lost notification costs a second."""
+        feed = self._feeds.get(keys.channel)
+        if feed is None:
+            feed = self._feeds[keys.channel] = Feed(keys)
+            self.hub.listen(keys.channel, lambda _, feed=feed: feed.wake())  # type: ignore[misc]
+        feed.watchers.add(watcher)
+        try:
+            yield feed
+        finally:
+            feed.watchers.discard(watcher)
+            if not feed.watchers and self._feeds.get(keys.channel) is feed:
+                del self._feeds[keys.channel]
+                self.hub.unlisten(keys.channel)
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            for feed in list(self._feeds.values()):
+                try:
+                    await self._look(feed)
+                except (StoreError, TimeoutError):
+                    continue  # the next round comes
+
+    async def _look(self, feed: Feed) -> None:
+        meta = feed.keys.meta
+        head, due, deleted = await self.store.call(meta, "HMGET", meta, "head", "due", "deleted", seconds=STEP_SECONDS)
+        if due is not None and float(due) <= time.time():
+            await self.expire_calls(feed.keys)
+        number = -2 if deleted else int(head or 0)
+        if number != feed.head:
+            feed.head = number
+            feed.wake()
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    async def check(self, who: Principal, send: Send, room: int) -> None:
+        """Whether this may be asked, before anything is claimed. Raises `ProtocolError`, `StoreError`, `TimeoutError`.
+
+        `room` is how many tokens of input the largest target of the route takes.
+        """
+        given = pure.inputs_of(send.input)
+        if not given and send.parent is None:
+            raise ProtocolError("invalid_frame", "send: `input` is missing (or `parent`, to have it answered again)")
+        needed = sum(pure.count_tokens(message) for message in given)
+        if needed > room:
+            raise too_long(needed, room)
+        assert send.conversation is not None
+        place = self.place(who, send.conversation)
+        refusal = await self._refusal(who, place, given)
+        if refusal is not None:
+            record = MessageKeys.of(message_tag(who.tenant, who.kind, who.user, send.id)).record
+            if not await self.store.call(record, "EXISTS", record):  # what is there already is attached to
+                raise refusal
+
+    async def _refusal(self, who: Principal, place: Place, given: Sequence[Map]) -> ProtocolError | None:
+        limits = self.tiers.get(who.tier)
+        listed = await self.register(who, place.id)
+        deleted, entries, size = await self.store.call(
+            place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes"
+        )
+        if deleted:
+            return unknown(place.id)
+        if limits is not None and not listed and entries is None:
+            return over("conversations", limits.conversations)
+        if limits is not None and int(entries or 0) + len(given) + 1 > limits.entries:
+            return over("entries", limits.entries)
+        if limits is not None and int(size or 0) + sum(len(orjson.dumps(message)) for message in given) > limits.bytes:
+            return over("bytes", limits.bytes)
+        if wanted := pure.references(given):
+            found = await self.store.call(place.keys.parts, "HMGET", place.keys.parts, *wanted)
+            if None in found:
+                missing = wanted[found.index(None)]
+                return ProtocolError("invalid_frame", f"send: this conversation has no part {missing!r}")
+        answered = {message["tool_call_id"] for message in given if message["role"] == "tool"}
+        missing_calls = [call for call in await self.open_calls(place.keys) if call not in answered]
+        if answered and missing_calls:
+            return ProtocolError(
+                "invalid_frame", "send: results of other tool calls are missing", details={"missing": missing_calls}
+            )
+        return None
+
+    async def register(self, who: Principal, conversation: str) -> bool:
+        """Put it on the user's list; False if the tier's limit is reached."""
+        limits = self.tiers.get(who.tier)
+        index = conversation_index(user_tag(who.tenant, who.kind, who.user))
+        most = limits.conversations if limits is not None else 10**9
+        return bool(
+            await self.store.run(CONVERSATION_REGISTER, [index], [conversation, time.time(), self.keep_seconds, most])
+        )
+
+    async def admit(self, who: Principal, place: Place) -> None:
+        """Whether the user may have this conversation. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
+        listed = await self.register(who, place.id)
+        if not listed and not await self.store.call(place.keys.meta, "EXISTS", place.keys.meta):
+            raise over("conversations", self.tiers[who.tier].conversations)
+
+    async def open_calls(self, keys: ConversationKeys) -> list[str]:
+        """The tool calls at the end of the conversation that nobody has answered."""
+        flat = await self.store.call(keys.calls, "HGETALL", keys.calls)
+        return [flat[i].decode() for i in range(0, len(flat), 2) if not flat[i + 1]]
+
+    async def enter(
+        self, place: Place, message_id: str, token: bytes, request: Map, reopened: bool,
+        user: tuple[str, str, str], seconds: float,
+    ) -> Turn:  # fmt: skip
+        """Take the turn, or a place in the queue. Idempotent.
+
+        Raises `ProtocolError` (the message may not go on), `Ended`, `StoreError`, `TimeoutError`.
+        """
+        now = time.time()
+        entries, parts = pure.new_entries(message_id, request.get("input"), now)
+        if parts:
+            await self._store_parts(place.keys, parts, seconds)
+        parent = request.get("parent") or ""
+        on_busy = request.get("on_busy", "queue")
+        args: list[Any] = [
+            message_id, token, "queue" if reopened and on_busy == "reject" else on_busy, repr(now), self._ttl,
+            LOG_EVENTS, QUEUE_LIMIT, pure.ROOT if parent == place.id else parent,
+        ]  # fmt: skip
+        for entry in entries:
+            state = "running" if entry.id == message_id else "done"
+            shown = Entry(entry.id, None, 0, entry.role, state, message_id, entry.body).shown()
+            del shown["parent"]
+            args += [
+                entry.id, entry.role, "1" if entry.pinned else "", pure.size_of(entry.body),
+                pure.count_tokens(entry.body["message"]), orjson.dumps(entry.body),
+                orjson.dumps({"type": "message", **shown}),
+            ]  # fmt: skip
+        reply = await self._run(CONVERSATION_ENTER, place.keys, args, seconds)
+        match reply[0]:
+            case b"current":
+                return Turn(0)
+            case b"queued" | b"busy" if await self.look_at_current(place, user):
+                return await self.enter(place, message_id, token, request, reopened, user, seconds)
+            case b"queued":
+                return Turn(int(reply[1]), reply[2].decode())
+            case b"stale":
+                await self.withdraw(place, message_id, reply[1])
+                return await self.enter(place, message_id, token, request, reopened, user, seconds)
+            case b"ended":
+                raise Ended
+        raise _refused(place.id, request, reply)
+
+    async def _store_parts(self, keys: ConversationKeys, parts: Mapping[str, bytes], seconds: float) -> None:
+        for digest, data in parts.items():
+            await self.store.call(keys.parts, "HSETNX", keys.parts, digest, data, seconds=seconds)
+        await self.store.call(keys.parts, "PEXPIRE", keys.parts, self._ttl, seconds=seconds)
+
+    async def look_at_current(self, place: Place, user: tuple[str, str, str]) -> bool:
+        """For who waits: ask the current message to stop if that is wanted, and move on if it has ended or is no more.
+
+        Its owner does the same when it ends; this is for the case that nobody is left who would, and for who asks
+        again as soon as the end was told. True if the turn was given on.
+        """
+        keys = place.keys
+        current, turn, stop = await self.store.call(
+            keys.meta, "HMGET", keys.meta, "current", "turn", "stop", seconds=STEP_SECONDS
+        )
+        if not current:
+            return True
+        message = MessageKeys.of(message_tag(*user, current.decode()))
+        state, generation, run, owner = await self.store.call(
+            message.record, "HMGET", message.record, "state", "gen", "run", "owner", seconds=STEP_SECONDS
+        )
+        if state is None or b"%s:%s" % (generation, run) != turn:
+            await self.withdraw(place, current.decode(), turn)
+            return True
+        if state in (b"done", b"failed", b"cancelled"):
+            return await self.advance(place, current.decode(), message, turn)
+        if stop == current:
+            await self.store.run(CANCEL, [message.record, message.channel], [NOTE_CANCEL], seconds=STEP_SECONDS)
+            channel = control_channel(owner.decode())
+            tag = message_tag(*user, current.decode())
+            self.store.link(channel).call("SPUBLISH", channel, tag).add_done_callback(forget)
+        return False
+
+    async def history(
+        self, place: Place, message_id: str, fence: bytes, record: MessageKeys, tokens: int
+    ) -> list[Map] | None:
+        """What the message answers: the branch above it, oldest first, written into its record once.
+
+        None if another node owns the message by now. Raises `StoreError` or `TimeoutError`.
+        """
+        stored = await self.store.call(record.record, "HGET", record.record, "history", seconds=STEP_SECONDS)
+        if stored is None:
+            most = min(CONTEXT_ENTRIES, tokens // pure.MESSAGE_TOKENS + 1)
+            page = await self.page(place, anchor=message_id, limit=most, budget=tokens, pins=True, seconds=STEP_SECONDS)
+            entries = [*page.pinned, *page.entries]
+            branch = pure.shortened([entry.as_map() | {"pinned": entry.id in page.pins} for entry in entries], tokens)
+            packed = orjson.dumps(branch)
+            stored = await self.store.run(RESOLVE, [record.record], [fence, packed], seconds=STEP_SECONDS)
+            if stored is None:
+                return None
+        found: list[Map] = orjson.loads(stored)
+        return found
+
+    async def whole(self, keys: ConversationKeys, messages: Sequence[Map]) -> list[Map]:
+        """The messages with their large parts in place. Raises `StoreError`, `TimeoutError`, `ProtocolError`."""
+        wanted = pure.references(messages)
+        if not wanted:
+            return list(messages)
+        data = await self.store.call(keys.parts, "HMGET", keys.parts, *wanted, seconds=STEP_SECONDS)
+        parts: dict[str, bytes] = {name: value for name, value in zip(wanted, data, strict=True) if value is not None}
+        try:
+            return [pure.resolved(message, parts) for message in messages]
+        except KeyError:
+            raise ProtocolError("conversation_unknown", "the conversation was deleted") from None
+
+    # --- the end of a message -----------------------------------------------------------------------------------------
+
+    async def advance(self, place: Place, message_id: str, record: MessageKeys, token: bytes) -> bool:
+        """A message has ended: keep its final text here and give the turn on. Raises `StoreError`, `TimeoutError`.
+
+        False if there was nothing to do, here at least.
+        """
+        found = await self.reader.record(record)
+        if found is None or not found.ended:
+            return False
+        text, given = await self._final(record, found)
+        parts: dict[str, bytes] = {}
+        body = pure.answer_body(text, given, found.end or {}, time.time(), parts)
+        if parts:
+            await self._store_parts(place.keys, parts, STEP_SECONDS)
+        reply = await self.give_turn(place, message_id, token, found.state, body)
+        await self.store.call(record.record, "HDEL", record.record, "history", seconds=STEP_SECONDS)
+        if reply[0] == b"deleted":
+            await self.erase(record)
+            if parts:
+                await self.store.call(place.keys.parts, "DEL", place.keys.parts, seconds=STEP_SECONDS)
+        return True
+
+    async def _final(self, keys: MessageKeys, found: Record) -> tuple[str, list[Map]]:
+        """The text and tool calls that stand; from what was kept of them, where the message is finalized already."""
+        if found.standing is None:
+            standing = await gather(self.reader, keys, found.base)
+            return b"".join(standing.text).decode(), standing.calls
+        text, reasoning, calls = found.standing
+        kept = await self.store.call(keys.standing, "GET", keys.standing, seconds=STEP_SECONDS) or b""
+        return kept[:text].decode(), msgpack.unpackb(kept[text + reasoning :]) if calls and kept else []
+
+    async def give_turn(self, place: Place, message_id: str, token: bytes, state: str, body: Map) -> list[Any]:
+        """Keep `body` as the answer and let the next one have the turn; see `conversation_advance_v1.lua`."""
+        now = time.time()
+        shown = Entry(message_id, None, 0, "assistant", state, message_id, body).shown()
+        for name in ("parent", "state", "content"):
+            shown.pop(name, None)
+        args: list[Any] = [
+            message_id, token, state, repr(now), self._ttl, LOG_EVENTS, pure.size_of(body), orjson.dumps(body),
+            orjson.dumps({"type": "message", **shown}), repr(now + self.tool_seconds),
+            pure.count_tokens(body["message"]), *(pure.open_calls(body) if state == "done" else ()),
+        ]  # fmt: skip
+        return await self._run(CONVERSATION_ADVANCE, place.keys, args, STEP_SECONDS)
+
+    async def withdraw(self, place: Place, message_id: str, token: bytes) -> None:
+        """A message came to nothing: nothing of it stays. Raises `StoreError` or `TimeoutError`."""
+        args = [message_id, token, "withdrawn", repr(time.time()), self._ttl, LOG_EVENTS, 0, b"{}", b"{}", 0, 0]
+        await self._run(CONVERSATION_ADVANCE, place.keys, args, STEP_SECONDS)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def overview(self, place: Place, seconds: float = IMPATIENT) -> Overview:
+        """What is known of it. Raises `ProtocolError("conversation_unknown")`, `StoreError`, `TimeoutError`."""
+        names = ("created", "deleted", "head", "title", "tip", "current", "queue", "entries", "bytes", "updated")
+        found = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, *names, seconds=seconds)
+        created, deleted, head, title, tip, current, queue, entries, size, updated = (
+            value.decode() if value is not None else None for value in found
+        )
+        if created is None or deleted is not None:
+            raise unknown(place.id)
+        return Overview(
+            int(head or 0), title, tip or "", current or "", tuple(queue.split(",")) if queue else (),
+            int(entries or 0), int(size or 0), float(created), float(updated or created),
+        )  # fmt: skip
+
+    async def page(
+        self, place: Place, *, anchor: str = "", after: bool = False, limit: int = 50, budget: int = PAGE_BYTES,
+        pins: bool = False, seconds: float = IMPATIENT,
+    ) -> Page:  # fmt: skip
+        """Entries of a branch before `anchor`, or after it on the chosen branch; see `conversation_page_v1.lua`."""
+        args = ["after" if after else "before", anchor, limit, budget, "1" if pins else ""]
+        keys = place.keys
+        reply = await self.store.run(
+            CONVERSATION_PAGE, [keys.meta, keys.headers, keys.bodies, keys.children], args, seconds
+        )
+        if reply[0] == b"deleted":
+            raise unknown(place.id)
+        if reply[0] == b"anchor":
+            raise ProtocolError("message_unknown", f"there is no entry {anchor!r} on this branch")
+        tip, current, queue, title = (value.decode() for value in reply[1:5])
+        return Page(
+            int(reply[0]), tip, current, tuple(queue.split(",")) if queue else (), title or None, reply[5] == b"1",
+            _entries(reply[6]), _entries(reply[7]), frozenset(reply[8].decode().split(",")),
+        )  # fmt: skip
+
+    async def events(self, place: Place, after: int, count: int) -> list[tuple[int, Map]]:
+        """Events of the conversation's log after `after`, oldest first. Raises `StoreError` or `TimeoutError`."""
+        rows = await self.store.call(
+            place.keys.log, "XRANGE", place.keys.log, f"({after}-0", "+", "COUNT", count, seconds=STEP_SECONDS
+        )
+        return [(int(row[0].split(b"-")[0]), orjson.loads(row[1][1])) for row in rows]
+
+    async def entry(self, place: Place, entry_id: str) -> Entry | None:
+        """One entry."""
+        keys = place.keys
+        header = await self.store.call(keys.headers, "HGET", keys.headers, entry_id, seconds=STEP_SECONDS)
+        body = await self.store.call(keys.bodies, "HGET", keys.bodies, entry_id, seconds=STEP_SECONDS)
+        return pure.entry_of(entry_id, header.decode(), body or b"", "") if header is not None else None
+
+    async def part(self, place: Place, digest: str) -> bytes:
+        """A large part, as JSON. Raises `ProtocolError("message_unknown")`, `StoreError`, `TimeoutError`."""
+        data = await self.store.call(place.keys.parts, "HGET", place.keys.parts, digest, seconds=STEP_SECONDS)
+        if data is None:
+            raise ProtocolError("message_unknown", f"there is no part {digest!r} in this conversation")
+        found: bytes = data
+        return found
+
+    async def listing(self, who: Principal, before: float | None, limit: int) -> tuple[list[Map], float | None]:
+        """The user's conversations, the one that changed last first; where to go on. Raises like `overview`."""
+        user = user_tag(who.tenant, who.kind, who.user)
+        index = conversation_index(user)
+        most = "+inf" if before is None else f"({before!r}"
+        rows = await self.store.call(
+            index, "ZREVRANGEBYSCORE", index, most, "-inf", "WITHSCORES", "LIMIT", 0, limit, seconds=STEP_SECONDS
+        )
+        found: list[Map] = []
+        for i in range(0, len(rows), 2):
+            name = rows[i].decode()
+            try:
+                overview = await self.overview(Place.of(user, name), STEP_SECONDS)
+            except ProtocolError:
+                continue  # listed first, made afterwards; or it has expired
+            found.append({"conversation": name, **overview.shown()})
+        return found, float(rows[-1]) if len(rows) == 2 * limit else None
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    async def change(self, place: Place, op: str, value: str) -> int:
+        """Create, rename, title, choose, pin or unpin; the head of the log. Raises `ProtocolError`, `StoreError`, …"""
+        title = orjson.dumps(value if value or op != "create" else None)
+        args = [op, value, title, repr(time.time()), self._ttl, LOG_EVENTS, MAX_PINS]
+        reply = await self._run(CONVERSATION_CHANGE, place.keys, args, STEP_SECONDS)
+        match reply[0]:
+            case b"deleted" | b"unknown":
+                raise unknown(place.id)
+            case b"entry":
+                raise ProtocolError("message_unknown", f"there is no entry {value!r} in this conversation")
+            case b"full":
+                raise over("pins", MAX_PINS)
+        return int(reply[1])
+
+    async def answer_calls(self, place: Place, given: Any) -> list[str]:
+        """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
+        parts: dict[str, bytes] = {}
+        args: list[Any] = []
+        now = time.time()
+        for message in pure.inputs_of(given):
+            if message["role"] != "tool":
+                raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
+            args += self._tool_entry(place, message, now, parts)
+        if parts:
+            await self._store_parts(place.keys, parts, STEP_SECONDS)
+        return await self._append(place.keys, args, False)
+
+    def _tool_entry(self, place: Place, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:
+        call = message["tool_call_id"]
+        body = {"message": pure.by_reference(message, parts), "created": now, **known}
+        name = pure.entry_id(place.tag, call)
+        shown = Entry(name, None, 0, "tool", "done", "", body).shown()
+        del shown["parent"], shown["message"]
+        return [
+            call,
+            name,
+            pure.size_of(body),
+            pure.count_tokens(body["message"]),
+            orjson.dumps(body),
+            orjson.dumps({"type": "message", **shown}),
+        ]
+
+    async def expire_calls(self, keys: ConversationKeys) -> None:
+        """Answers that did not come in time are marked as lost, for everybody to see."""
+        flat = await self.store.call(keys.calls, "HGETALL", keys.calls, seconds=STEP_SECONDS)
+        args: list[Any] = []
+        place = Place("", keys.meta.decode(), keys)
+        for i in range(0, len(flat), 2):
+            if not flat[i + 1]:
+                message = {"role": "tool", "tool_call_id": flat[i].decode(), "content": pure.NO_RESULT}
+                args += self._tool_entry(place, message, time.time(), {}, timed_out=True)
+        await self._append(keys, args, True)
+
+    async def _append(self, keys: ConversationKeys, args: Sequence[Any], only_late: bool) -> list[str]:
+        now = repr(time.time())
+        reply = await self._run(
+            CONVERSATION_APPEND, keys, [now, self._ttl, LOG_EVENTS, "1" if only_late else "", *args], STEP_SECONDS
+        )
+        if reply[0] == b"deleted":
+            raise unknown("")
+        return [call.decode() for call in reply[1:]]
+
+    async def delete(self, who: Principal, place: Place) -> None:
+        """Delete it, its log and what its messages hold; returns when it is gone. May be repeated."""
+        reply = await self._run(
+            CONVERSATION_DELETE, place.keys, ["close", round(self.claim_seconds * 1000)], STEP_SECONDS
+        )
+        if reply and reply[0] == b"unknown":
+            raise unknown(place.id)
+        messages = [MessageKeys.of(message_tag(who.tenant, who.kind, who.user, m.decode())) for m in reply]
+        until = asyncio.get_running_loop().time() + ERASE_SECONDS
+        while messages:
+            left: list[MessageKeys] = []
+            for begin in range(0, len(messages), ERASE_AT_ONCE):
+                some = messages[begin : begin + ERASE_AT_ONCE]
+                gone = await asyncio.gather(*(self._stop_and_erase(keys) for keys in some))
+                left += [keys for keys, erased in zip(some, gone, strict=True) if not erased]
+            if asyncio.get_running_loop().time() > until:
+                break  # whoever ends them sees that the conversation is deleted, and erases them
+            messages = left
+            if left:
+                await asyncio.sleep(0.05)
+        await self._run(CONVERSATION_DELETE, place.keys, ["empty", round(self.claim_seconds * 1000)], STEP_SECONDS)
+        index = conversation_index(user_tag(who.tenant, who.kind, who.user))
+        await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
+
+    async def _stop_and_erase(self, keys: MessageKeys) -> bool:
+        await self.store.run(CANCEL, [keys.record, keys.channel], [NOTE_CANCEL], seconds=STEP_SECONDS)
+        return await self.erase(keys)
+
+    async def erase(self, keys: MessageKeys) -> bool:
+        """Erase what a message of a deleted conversation holds; False if it has not ended yet."""
+        error = ProtocolError("conversation_unknown", "the conversation was deleted").as_dict()
+        end = msgpack.packb({"error": error, "usage": {}, "partial": False})
+        return bool(
+            await self.store.run(ERASE, [keys.record, keys.journal, keys.standing], [end], seconds=STEP_SECONDS)
+        )
+
+    async def _run(self, script: Any, keys: ConversationKeys, args: Sequence[Any], seconds: float) -> list[Any]:
+        reply: list[Any] = await self.store.run(script, [*keys.stored, keys.channel], args, seconds)
+        return reply
+
+
+class Ended(Exception):
+    """The message has had its turn and has ended."""
+
+
+def unknown(conversation: str) -> ProtocolError:
+    """No such conversation of this user: it never was, has expired, or was deleted."""
+    return ProtocolError("conversation_unknown", f"there is no conversation {conversation!r}")
+
+
+def over(name: str, limit: int) -> ProtocolError:
+    """A limit of the tier is reached."""
+    return ProtocolError(
+        "conversation_limit", f"the limit of {limit} {name} is reached", details={"limit": name, "most": limit}
+    )
+
+
+def too_long(needed: int, room: int) -> ProtocolError:
+    """What must be sent does not fit."""
+    return ProtocolError(
+        "context_length_exceeded",
+        f"the input takes about {needed} tokens; there is room for {room}",
+        details={"input_tokens": needed, "room_tokens": room},
+    )
+
+
+def _refused(conversation: str, request: Map, reply: Sequence[bytes]) -> ProtocolError:
+    match reply[0]:
+        case b"busy":
+            return ProtocolError(
+                "conversation_busy", "the conversation is answering", details={"current": reply[1].decode()}
+            )
+        case b"full":
+            return over("queued messages", QUEUE_LIMIT)
+        case b"parent":
+            return ProtocolError("message_unknown", f"there is no entry {request.get('parent')!r} to answer")
+        case b"taken":
+            return ProtocolError("idempotency_mismatch", "an entry of the conversation has this id")
+    return unknown(conversation)
+
+
+def _entries(flat: Sequence[bytes]) -> list[Entry]:
+    found = [
+        pure.entry_of(flat[i].decode(), flat[i + 1].decode(), flat[i + 2], flat[i + 3].decode())
+        for i in range(0, len(flat), 4)
+    ]
+    return sorted(found, key=lambda entry: entry.depth)
