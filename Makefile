@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup system run test check bench load simulate chaos lock format clean
+.PHONY: help setup system run test slow check bench load simulate chaos lock format clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -31,9 +31,12 @@ setup: $(STAMPS)/package $(PAGE) ## Make .venv and the web page ready
 run: setup ## Start the demo: embedded Redis and model, web page, no account
 	@exec $(BIN)/tidewire demo $(ARGS)
 
-test: setup system ## Run every test
+test: setup system ## Run the tests: unit, real Valkey and Redis, processes that are killed, browser
 	@cd web-demo && npm test --silent
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+slow: setup system ## Run the long tests too: 200 kills, 1,000 aborts, 30 s freezes, the simulation's mutants
+	@$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 check: setup ## Lint, types, import contracts, generated files
 	@$(BIN)/ruff check .
