@@ -227,6 +227,8 @@ KEYS_OF = {
     path.stem: sum(f"KEYS[{number}]" in path.read_text() for number in range(1, 9))
     for path in (Path(scripts.__file__).parent / "lua").glob("*.lua")
 }
+OF_MESSAGES = [script for script in scripts.ALL if not script.name.startswith("conversation")]
+"""Those of conversations have other keys; `test_conversation_scripts` runs them, and one uses sorted sets."""
 ARGUMENTS = st.one_of(
     st.sampled_from([b"", b"1", b"0", b"2", b"3-0", b"(1-0", b"1:n1", b"2:n2", b"n1", b"n2", b"g1", b"g1:1", b"fp1"]),
     st.sampled_from([b"done", b"failed", b"cancelled", b"entry", b"100000", b"streaming", b"1"]),
@@ -236,7 +238,7 @@ ARGUMENTS = st.one_of(
 @st.composite
 def shipped_calls(draw: st.DrawFn) -> Command:
     """A call of one of our scripts with plausible and implausible arguments."""
-    script = draw(st.sampled_from(scripts.ALL))
+    script = draw(st.sampled_from(OF_MESSAGES))
     count = KEYS_OF[script.name]
     given_keys = [JOURNAL] if script.name.startswith("page") else [RECORD, JOURNAL, STANDING, GATHERED][:count]
     if script.name.startswith("append"):
