@@ -31,7 +31,7 @@ setup: $(STAMPS)/package $(PAGE) ## Make .venv and the web page ready
 run: setup ## Start the demo: embedded Redis and model, web page, no account
 	@exec $(BIN)/tidewire demo $(ARGS)
 
-test: setup system ## Run the tests: unit, real Valkey and Redis, processes that are killed, browser
+test: setup system $(STAMPS)/clients ## Run the tests: unit, real Valkey and Redis, killed processes, stock clients, browser
 	@cd web-demo && npm test --silent
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
@@ -44,6 +44,7 @@ check: setup ## Lint, types, import contracts, generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m protocol.generate --check
+	@$(BIN)/python -m server.http.openapi --check
 	@cd web-demo && npm run --silent check
 
 format: setup ## Put the code into its usual form
@@ -72,7 +73,7 @@ lock: ## Resolve the dependencies anew, with hashes (needs uv)
 LOCK := --quiet --generate-hashes --no-header --no-emit-index-url --universal --python-version 3.11
 
 clean: ## Remove everything that was made here; data of servers stays
-	@rm -rf $(VENV) web-demo/node_modules server/http/static build dist
+	@rm -rf $(VENV) web-demo/node_modules tests/clients/node_modules server/http/static build dist
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find protocol server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -114,6 +115,12 @@ $(STAMPS)/node: web-demo/package-lock.json | $(STAMPS)/venv
 $(PAGE): $(STAMPS)/node $(PAGE_SOURCES)
 	@echo 'building the web page'
 	@cd web-demo && npm run --silent build -- --logLevel warn
+	@touch $@
+
+# Stock clients that the tests drive in Node.js.
+$(STAMPS)/clients: tests/clients/package-lock.json | $(STAMPS)/venv
+	@cd tests/clients && { npm ci --silent --no-audit --no-fund \
+		|| npm install --no-save --loglevel=error --no-audit --no-fund; }
 	@touch $@
 
 # What the tests drive beside Python: a browser, and Debian's Redis as a second store.

@@ -27,20 +27,26 @@ class DecodeError(ValueError):
     """What arrived is not a frame in this codec; the text says why."""
 
 
-class Codec(Protocol):
-    """How frames become bytes. Stateless, so one instance serves every connection."""
+class Encoder(Protocol):
+    """How frames for a client become bytes."""
 
     subprotocol: str
-    binary: bool
-    """Whether WebSocket messages are binary (else text)."""
+    """Its name; encoders of one name give the same bytes for the same frame."""
 
     def encode(self, frame: Map) -> bytes:
         """One frame as bytes."""
         ...
 
     def join(self, encoded: Sequence[bytes]) -> bytes:
-        """Several encoded frames as one WebSocket message, without encoding any of them again."""
+        """Several encoded frames as one message of the transport, without encoding any of them again."""
         ...
+
+
+class Codec(Encoder, Protocol):
+    """How frames become bytes and bytes frames. Stateless, so one instance serves every connection."""
+
+    binary: bool
+    """Whether WebSocket messages are binary (else text)."""
 
     def decode(self, data: bytes | str) -> list[Map]:
         """The frames of one WebSocket message, checked. Raises `DecodeError`."""

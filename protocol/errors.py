@@ -60,6 +60,17 @@ _TABLE: Final = (
     ErrorCode("all_targets_failed", "temporary", 503, "Every target of the route failed."),
     ErrorCode("store_unavailable", "temporary", 503, "Redis does not answer; nothing was started."),
     ErrorCode("draining", "temporary", 503, "This node is shutting down. Reconnect and ask again."),
+    ErrorCode(
+        "answer_restarted",
+        "temporary",
+        503,
+        "What an HTTP response had sent was withdrawn by a restart; the answer goes on. Repeat with the same key.",
+    ),
+    ErrorCode("invalid_request", "permanent", 400, "An HTTP body, header or parameter is malformed; `param` names it."),
+    ErrorCode("not_found", "permanent", 404, "There is nothing at this path."),
+    ErrorCode("method_not_allowed", "permanent", 405, "This path does not serve this method; see `Allow`."),
+    ErrorCode("body_too_large", "permanent", 413, "The HTTP body is larger than `server.max_frame_bytes`."),
+    ErrorCode("unsupported_media_type", "permanent", 415, "The HTTP body is not `application/json` in UTF-8."),
     ErrorCode("not_supported", "permanent", 501, "This server does not offer this yet."),
     ErrorCode("internal", "temporary", 500, "A defect of the server; the log has it under the given id."),
 )

@@ -180,6 +180,10 @@ class Send(Frame):
     seed: Annotated[int, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     response_format: dict[str, Any] | None = None
     parent: MessageId | None = None
     retry_of: Seq | None = None

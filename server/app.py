@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
-from server.http.health import healthz, metrics, models, readyz
+from server.http.edge import Edge
+from server.http.health import healthz, metrics, readyz
 from server.http.page import Page, missing_page
+from server.http.routes import routes as api_routes
 from server.node import Node
 from server.sessions.endpoint import endpoint
 
@@ -34,7 +37,8 @@ def build(node: Node) -> Starlette:
         Route("/healthz", healthz),
         Route("/readyz", readyz(node)),
         Route("/metrics", metrics(node.metrics)),
-        Route("/v1/models", models(node.settings)),
+        *api_routes(node),
         Mount("/", Page(STATIC)) if (STATIC / "index.html").exists() else Route("/", missing_page),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    edge = Middleware(Edge, origins=node.origins, anonymous=node.settings.auth.anonymous)
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[edge])

@@ -36,7 +36,7 @@ from server.routing import shared_breaker
 from server.routing.attempts import Route
 from server.routing.gate import TargetState
 from server.routing.shared_breaker import SharedBreakers, Watched
-from server.sessions.actor import Closing, Session, SessionMeans
+from server.sessions.actor import Closing, Peer, Session, SessionMeans
 from server.sessions.outbound import error_frame, text_limit
 from server.store.keys import control_channel
 from server.store.link import Link, StoreError
@@ -84,6 +84,8 @@ class Node:
         self.authenticator = Authenticator.from_settings(settings, environ)
         self.origins = OriginPolicy.from_settings(settings)
         self.sessions: set[Session] = set()
+        self.responses: set[Peer] = set()
+        """HTTP responses that follow a message."""
         self.draining = False
         self._specs = target_specs(settings, environ)
         self._upstreams = Parts.of(parts.upstreams)
@@ -207,9 +209,9 @@ class Node:
         error = ProtocolError(
             "store_unavailable", "the store does not answer; resume later", retry_after_ms=OUTAGE_RETRY_MS
         ).as_dict()
-        for session in self.sessions:
-            for message_id in session.out.follows_on(link, self.store):
-                session.say(error_frame(None, message_id, error))
+        for peer in (*self.sessions, *self.responses):
+            for message_id in peer.out.follows_on(link, self.store):
+                peer.say(error_frame(None, message_id, error))
 
     @property
     def ready(self) -> bool:
@@ -225,8 +227,8 @@ class Node:
         self.ownership.adopting = False
         log.info("draining", sessions=len(self.sessions), messages=len(self.keeper.running))
         spread = min(RECONNECT_SPREAD_MS, round(self.settings.server.drain_seconds * 500))
-        for session in self.sessions:
-            session.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": random.randrange(spread + 1)})
+        for peer in (*self.sessions, *self.responses):
+            peer.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": random.randrange(spread + 1)})
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self.keeper.idle()
@@ -237,8 +239,8 @@ class Node:
             await self.ownership.leave()
         except (StoreError, TimeoutError):
             log.warning("left_without_word")  # the others find out by the heartbeat
-        for session in tuple(self.sessions):
-            session.close_soon(Closing(CloseCode.SERVICE_RESTART, "draining"))
+        for peer in (*self.sessions, *self.responses):
+            peer.close_soon(Closing(CloseCode.SERVICE_RESTART, "draining"))
 
     async def close(self) -> None:
         """Let go of everything, in the order in which nothing misses another."""

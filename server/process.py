@@ -25,6 +25,7 @@ import uvloop
 from server.access.credentials import target_specs
 from server.app import build
 from server.config import Settings
+from server.http.transport import DroppableProtocol
 from server.node import Node, NodeParts
 from server.sessions.transport import DroppingProtocol
 from server.store.embedded import EmbeddedRedis
@@ -113,6 +114,7 @@ async def _serve_node(node: Node, listener: socket.socket, stop: asyncio.Event, 
     server = _Uvicorn(
         uvicorn.Config(
             build(node),
+            http=DroppableProtocol,
             ws=DroppingProtocol,
             ws_max_size=settings.max_frame_bytes,
             ws_ping_interval=settings.heartbeat_seconds,

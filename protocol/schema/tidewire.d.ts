@@ -293,6 +293,10 @@ export interface Send {
   seed?: number | null;
   tools?: Record<string, unknown>[] | null;
   tool_choice?: string | Record<string, unknown> | null;
+  parallel_tool_calls?: boolean | null;
+  frequency_penalty?: number | null;
+  presence_penalty?: number | null;
+  reasoning_effort?: string | null;
   response_format?: Record<string, unknown> | null;
   parent?: string | null;
   retry_of?: number | null;
@@ -415,6 +419,12 @@ export type ErrorCode =
   | "all_targets_failed"
   | "store_unavailable"
   | "draining"
+  | "answer_restarted"
+  | "invalid_request"
+  | "not_found"
+  | "method_not_allowed"
+  | "body_too_large"
+  | "unsupported_media_type"
   | "not_supported"
   | "internal";
 

@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics, and which models there are."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.config import Settings
 from server.telemetry.metrics import Metrics
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -48,15 +47,5 @@ def metrics(counted: Metrics) -> Endpoint:
 
     async def serve(request: Request) -> Response:
         return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return serve
-
-
-def models(settings: Settings) -> Endpoint:
-    """The routes, in the format of OpenAI's `GET /v1/models`."""
-    listed = [{"id": name, "object": "model", "created": 0, "owned_by": "tidewire"} for name in settings.routes]
-
-    async def serve(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": listed})
 
     return serve

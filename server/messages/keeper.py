@@ -144,11 +144,12 @@ class Keeper:
 
     async def _go_on_if_lost(self, claim: Claim) -> None:
         record = claim.keys.record
-        owner, state, standing = await self.means.store.call(
-            record, "HMGET", record, "owner", "state", "standing", seconds=STEP_SECONDS
+        owner, state, standing, run = await self.means.store.call(
+            record, "HMGET", record, "owner", "state", "standing", "run", seconds=STEP_SECONDS
         )
         settled = state in (b"done", b"failed", b"cancelled") and standing is not None
-        if owner == self.node.encode() and not settled and claim.tag not in self.running:
+        reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
+        if owner == self.node.encode() and not settled and not reopened and claim.tag not in self.running:
             await self.adopt(claim.tag, self.node)
 
     async def _give_back(self, running: Running) -> None:

@@ -619,6 +619,7 @@ class Running:
 
     def _ended(self, flight: Flight, outcome: str) -> None:
         if flight.end(outcome):
+            flight.tally.ended_at = time.time()
             self.means.watch.attempt_ended(flight.step.target, outcome, flight.seconds)
 
     @property
@@ -659,6 +660,7 @@ class Running:
         log.error("attempt_broken", id=self.claim.id, exc_info=defect)
         if self.tallies:
             self.tallies[-1].outcome = "internal"
+            self.tallies[-1].ended_at = time.time()
         self._failed(GiveUp("internal", "the server failed; its log says why", "temporary"))
 
     def _failed(self, verdict: GiveUp) -> None:

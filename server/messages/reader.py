@@ -58,6 +58,28 @@ class Record:
         return self.state in END_STATES
 
 
+@dataclass(frozen=True, slots=True)
+class Details:
+    """All that is told of a message beside its text."""
+
+    record: Record
+    created: float
+    """When it was claimed, in Unix seconds."""
+    model: str
+    """The route it was asked of."""
+    may_reopen: bool
+    """Whether it failed in a way that a repeat may mend."""
+    runs: int
+    """How often it ran: once, and once more for every time it was reopened."""
+    attempts: list[dict[str, Any]]
+    """Every attempt: the usage records once it has ended, what was allocated until then."""
+
+    @property
+    def ended_at(self) -> float:
+        """When the last attempt ended, in Unix seconds; 0 if nobody noted it."""
+        return max((attempt.get("ended_at") or 0.0 for attempt in self.attempts), default=0.0)
+
+
 class Reader:
     """Reads journals for every session of the process."""
 
@@ -67,28 +89,32 @@ class Reader:
 
     async def record(self, keys: MessageKeys, seconds: float = READ_SECONDS) -> Record | None:
         """The message's record; None if there is none. Raises `StoreError` or `TimeoutError`."""
-        state, head, base, end, standing, conversation = await self.store.call(
-            keys.record,
-            "HMGET",
-            keys.record,
-            "state",
-            "head",
-            "base",
-            "end",
-            "standing",
-            "conversation",
-            seconds=seconds,
-        )
-        if state is None:
+        return _record(await self.store.call(keys.record, "HMGET", keys.record, *_RECORD, seconds=seconds))
+
+    async def details(self, keys: MessageKeys, seconds: float = READ_SECONDS) -> Details | None:
+        """More of the message; None if there is none. Raises `StoreError` or `TimeoutError`."""
+        names = ("created", "model", "retry", "run", "records", "attempts", *_RECORD)
+        found = await self.store.call(keys.record, "HMGET", keys.record, *names, seconds=seconds)
+        record, (created, model, retry, run, records, attempts) = _record(found[6:]), found[:6]
+        if record is None or created is None:
             return None
-        return Record(
-            state=state.decode(),
-            head=int(head),
-            base=int(base or 0),
-            end=msgpack.unpackb(end) if end else None,
-            standing=tuple(msgpack.unpackb(standing)) if standing else None,
-            conversation=conversation.decode() if conversation else None,
-        )
+        made: list[dict[str, Any]] = msgpack.unpackb(records) if records else []
+        if not record.ended:
+            made += await self._open_attempts(keys, made, int(attempts or 0), seconds)
+        route = model.decode() if model else "default"
+        return Details(record, float(created), route, retry == b"1", int(run or 1), made)
+
+    async def _open_attempts(
+        self, keys: MessageKeys, made: list[dict[str, Any]], count: int, seconds: float
+    ) -> list[dict[str, Any]]:
+        """What was allocated and not yet recorded."""
+        told = {attempt["attempt"] for attempt in made}
+        numbers = [number for number in range(1, count + 1) if number not in told]
+        if not numbers:
+            return []
+        fields = [f"attempt:{number}" for number in numbers]
+        found = await self.store.call(keys.record, "HMGET", keys.record, *fields, seconds=seconds)
+        return [{"attempt": n, **msgpack.unpackb(data)} for n, data in zip(numbers, found, strict=True) if data]
 
     async def page(self, keys: MessageKeys, cursor: int, inclusive: bool = True) -> list[Entry]:
         """Entries from the one that holds `cursor` on (`inclusive`), or those after it; empty at the head."""
@@ -164,6 +190,24 @@ class Reader:
             )
             for delta in split_calls(msgpack.unpackb(data) if data else [], max(4, limit)):
                 yield CALLS, [delta]
+
+
+_RECORD: Final = ("state", "head", "base", "end", "standing", "conversation")
+
+
+def _record(found: Sequence[bytes | None]) -> Record | None:
+    """The record, of the fields `_RECORD`."""
+    state, head, base, end, standing, conversation = found
+    if state is None:
+        return None
+    return Record(
+        state=state.decode(),
+        head=int(head or 0),
+        base=int(base or 0),
+        end=msgpack.unpackb(end) if end else None,
+        standing=tuple(msgpack.unpackb(standing)) if standing else None,
+        conversation=conversation.decode() if conversation else None,
+    )
 
 
 def _whole_characters(data: bytes, size: int) -> bytes:

@@ -19,7 +19,19 @@ from server.messages.events import clean
 FINGERPRINT_VERSION: Final = b"1:"
 _NOT_IN_IT: Final = {"type", "id", "after", "retry_of", "on_busy", "metadata"}
 _NOT_STORED: Final = {"type", "id", "after", "retry_of"}
-_OPTIONS: Final = ("temperature", "top_p", "stop", "seed", "tools", "tool_choice", "response_format")
+_OPTIONS: Final = (
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "frequency_penalty",
+    "presence_penalty",
+    "reasoning_effort",
+    "response_format",
+)
 
 Request = dict[str, Any]
 """A stored request: the fields of `send` that were given."""
@@ -39,11 +51,16 @@ def fingerprint(send: Send) -> bytes:
 
 
 def _canonical(value: Any) -> Any:
-    """Numbers as ECMAScript prints them: 1.0 is 1. A null inside free-form parts (a JSON schema) has a meaning."""
+    """Numbers as ECMAScript prints them: 1.0 is 1. Text that UTF-8 can carry.
+
+    A null inside free-form parts (a JSON schema) has a meaning.
+    """
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) <= MAX_SAFE_INTEGER else value
     if isinstance(value, dict):
         return {clean_text(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return clean_text(value)
     return [_canonical(item) for item in value] if isinstance(value, list) else value
 
 

@@ -184,7 +184,7 @@ class Messages:
         fields: list[Any] = [
             "req", asked.pack(asked.stored(send)),
             "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
-            "gen", generation,
+            "model", send.model, "gen", generation,
             "created", repr(time.time()),
         ]  # fmt: skip
         if send.conversation is not None:

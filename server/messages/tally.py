@@ -30,6 +30,7 @@ class AttemptTally:
     """Since when the next batch is waited for."""
     longest_gap: float = 0.0
     """The longest wait for a batch after the first content, in seconds."""
+    ended_at: float | None = None
     chunks: int = 0
     provider: TokenUsage | None = None
     outcome: str = "running"
@@ -82,6 +83,7 @@ class AttemptTally:
             "reasoning_tokens": usage.reasoning,
             "cost_nano_usd": nano_dollars,
             "started_at": self.started_at,
+            "ended_at": self.ended_at,
             "first_token_ms": None if first is None else round((first - self.started_at) * 1000),
         }
 
@@ -102,6 +104,7 @@ def lost_record(number: int, description: dict[str, Any], text_bytes: int, run: 
         "reasoning_tokens": 0,
         "cost_nano_usd": None,
         "started_at": description["started_at"],
+        "ended_at": None,
         "first_token_ms": None,
     }
 

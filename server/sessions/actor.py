@@ -59,6 +59,20 @@ class SessionWatch(Protocol):
     def frames_sent(self, size: int) -> None: ...  # noqa: D102
 
 
+class Peer(Protocol):
+    """A client at the other end, of a socket or of an HTTP response, as the node speaks to all of them."""
+
+    out: Outbound
+
+    def say(self, frame: dict[str, Any]) -> None:
+        """Put an answer before all data."""
+        ...
+
+    def close_soon(self, closing: Closing) -> None:
+        """Close as soon as what was said has gone out."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SessionMeans:
     """What every session works with."""

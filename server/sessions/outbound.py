@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from protocol.codec import Codec
+from protocol.codec import Encoder
 from protocol.errors import ProtocolError
 from server.messages.events import END, Entry, Event
 from server.messages.follow import Frame, Hole, next_frame
@@ -71,7 +71,7 @@ class Follow:
 class Outbound:
     """See the module. One per session; `take` and `wake` are called from the event loop only."""
 
-    def __init__(self, codec: Codec, reader: Reader, max_frame_bytes: int) -> None:
+    def __init__(self, codec: Encoder, reader: Reader, max_frame_bytes: int) -> None:
         self.codec = codec
         self.reader = reader
         self.limit = text_limit(max_frame_bytes)
@@ -301,6 +301,9 @@ class Outbound:
         if entries and entries[-1].last < channel.head and _only_an_end(entries[-1].after(follow.cursor)):
             # a failure that was reopened since is passed over: alone it would leave the reader where it is
             entries += await self.reader.page(channel.keys, entries[-1].last, False)
+        if not channel.local:
+            for entry in entries:
+                channel.publish(entry)  # the log may be ahead of what was heard: no reason to take it for a hole
         if not any(entry.last > follow.cursor for entry in entries):
             record = await self.reader.record(channel.keys)
             if record is None or record.end is None:

@@ -21,6 +21,9 @@ SHARED_BYTES = 5_000_000
 SHARED_BOUND = 160 * MIB
 RECEIVE_BUFFER = 16_384
 
+LARGE = {"default": {"max_output_tokens": 1_000_000}}
+"""A tier whose answers may be as long as these tests want them."""
+
 
 def _rss(r: Rig) -> int:
     return int(psutil.Process(r.nodes[0].pid).memory_info().rss)
@@ -48,7 +51,7 @@ async def _ended_upstream(r: Rig, messages: list[dict[str, str]], seconds: float
 
 
 async def test_g5_a_client_that_stops_reading_fifty_megabytes_costs_a_cursor(valkey_url: str) -> None:
-    async with rig(valkey_url, 1) as r, wire(r.nodes[0].url, receive_buffer=RECEIVE_BUFFER) as socket:
+    async with rig(valkey_url, 1, tiers=LARGE) as r, wire(r.nodes[0].url, receive_buffer=RECEIVE_BUFFER) as socket:
         await socket.ask("warm", ask("tokens=100", "warm"))
         await socket.ended("warm")
         watch = _Watch(r)
@@ -88,7 +91,7 @@ async def test_g5_a_hundred_stalled_readers_share_ten_messages(valkey_url: str) 
 
 
 async def _shared(url: str, readers: int) -> None:
-    async with rig(url, 1) as r, AsyncExitStack() as stack:
+    async with rig(url, 1, tiers=LARGE) as r, AsyncExitStack() as stack:
         node = r.nodes[0]
         sockets = [
             await stack.enter_async_context(wire(node.url, receive_buffer=RECEIVE_BUFFER)) for _ in range(readers)

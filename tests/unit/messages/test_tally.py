@@ -37,7 +37,7 @@ def test_a_record_says_who_pays() -> None:
     assert one.record(123) == {
         "attempt": 3, "target": "target", "model": "model", "outcome": "upstream_timeout", "payer": "operator",
         "source": "provider", "input_tokens": 10, "output_tokens": 20, "cached_tokens": 5, "reasoning_tokens": 4,
-        "cost_nano_usd": 123, "started_at": 100.0, "first_token_ms": None,
+        "cost_nano_usd": 123, "started_at": 100.0, "ended_at": None, "first_token_ms": None,
     }  # fmt: skip
     one.stands = True
     assert one.record(0)["payer"] == "user"

@@ -1,0 +1,297 @@
+"""Every request and response of the HTTP surface, typed; the OpenAPI document is generated from these.
+
+Requests are strict: unknown fields and wrong types are errors. Responses may grow fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, Name
+
+Positive = Annotated[int, Field(ge=1, le=10_000_000)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+Metadata = Annotated[dict[str, str | int | float | bool | None], Field(max_length=64)]
+
+
+class Body(BaseModel):
+    """What a client sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Answer(BaseModel):
+    """What the server says."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+# --- chat completions -----------------------------------------------------------------------------------------------
+
+
+class StreamOptions(Body):
+    """How to stream."""
+
+    include_usage: bool = False
+    """Whether a last chunk without choices brings the `usage`."""
+    include_obfuscation: bool | None = None
+    """Accepted; chunks are never padded."""
+
+
+class ChatCompletionRequest(Body):
+    """OpenAI's request. `model` is a route. What this server can't honour is an error, never silently dropped;
+    fields that only steer the provider's own books (`user`, `store`, …) are accepted and have no effect."""
+
+    model: Name = "default"
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: Positive | None = None
+    max_tokens: Positive | None = None
+    max_output_tokens: Positive | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    reasoning_effort: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    metadata: Metadata | None = None
+    # Only as they are by default:
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    modalities: list[Literal["text"]] | None = None
+    # Without effect here:
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    @model_validator(mode="after")
+    def _caps_agree(self) -> Self:
+        names = ("max_output_tokens", "max_completion_tokens", "max_tokens")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len({getattr(self, name) for name in given}) > 1:
+            raise ValueError(f"{' and '.join(given)} contradict each other; give one")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` needs `stream: true`")
+        return self
+
+
+class PromptTokensDetails(Answer):
+    """Of the input tokens."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Answer):
+    """Of the output tokens."""
+
+    reasoning_tokens: int
+
+
+class CompletionUsage(Answer):
+    """Tokens as OpenAI names them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class AnswerMessage(Answer):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Choice(Answer):
+    """The one choice."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: str
+    """As the provider says it, or `cancelled`."""
+
+
+class Served(Answer):
+    """Who served it, beside OpenAI's format."""
+
+    target: str
+    model: str
+    attempts: int
+    cost_usd: float | None = None
+
+
+class ChatCompletion(Answer):
+    """A whole answer. `id` is the message id; `created` the time it was first asked for: both stay on a repeat."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+    tidewire: Served | None = None
+
+
+class ChunkChoice(Answer):
+    """The one choice."""
+
+    index: int
+    delta: dict[str, Any]
+    logprobs: None = None
+    finish_reason: str | None
+
+
+class ChatCompletionChunk(Answer):
+    """One event of a streamed answer. The last one with a choice has the `finish_reason`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+    tidewire: Served | None = None
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+class MessageUsage(Answer):
+    """Tokens of a message: what its user pays."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class MessageAttempt(Answer):
+    """One try at one target."""
+
+    attempt: int
+    target: str
+    model: str
+    outcome: str
+    """`running`, `done`, `cancelled`, or the code of its failure."""
+    payer: Literal["user", "operator"] | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    started_at: float
+    """Unix seconds."""
+    ended_at: float | None = None
+    first_token_ms: int | None = None
+
+
+class ErrorDetail(Answer):
+    """A failure: what, whether for ever, whether and when to try again."""
+
+    code: str
+    error_class: Literal["temporary", "permanent"] = Field(alias="class")
+    status: int
+    message: str
+    retryable: bool
+    retry_after_ms: int | None = None
+    details: dict[str, Any] | None = None
+    type: str | None = None
+    param: str | None = None
+
+
+class ErrorAnswer(Answer):
+    """What every response with a status of 400 and more holds."""
+
+    error: ErrorDetail
+
+
+class Message(Answer):
+    """A message as it stands."""
+
+    id: str
+    object: Literal["message"]
+    state: Literal["admitting", "queued", "streaming", "done", "failed", "cancelled"]
+    seq: int
+    """Number of its newest event: where a follower would be up to date."""
+    created: int
+    """Unix seconds."""
+    model: str
+    """The route it was asked of."""
+    conversation: str | None = None
+    text: str
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    finish_reason: str | None = None
+    usage: MessageUsage | None = None
+    cost_usd: float | None = None
+    attempts: list[MessageAttempt]
+    error: ErrorDetail | None = None
+
+
+# --- models, tokens ---------------------------------------------------------------------------------------------------
+
+
+class Model(Answer):
+    """A route."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Answer):
+    """Every route."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+MAX_TOKEN_SECONDS: Final = 86_400
+"""Longest life of a token made over HTTP."""
+
+
+class TokenRequest(Body):
+    """A token for one of the tenant's users."""
+
+    user: Annotated[str, Field(min_length=1, max_length=256)]
+    """The user's id, as your system knows it."""
+    tier: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """A name under `[tiers]`; without one, the key's."""
+    expires_in: Annotated[int, Field(ge=1, le=MAX_TOKEN_SECONDS)] = 3_600
+    """Seconds."""
+
+
+class Token(Answer):
+    """The token, for `hello`, `auth` or `Authorization: Bearer`."""
+
+    token: str
+    token_type: Literal["Bearer"]
+    expires_in: int
+    user: str
+    tenant: str
+    tier: str
+
+
+class Health(Answer):
+    """Whether the process serves, or is ready for new work."""
+
+    status: str
+    reason: str | None = None
+
+
+MESSAGE_ID: Final = {"type": "string", "pattern": ID_PATTERN}

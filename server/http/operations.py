@@ -1,0 +1,146 @@
+"""Every operation of the HTTP API, in one table: what serves it, and what the OpenAPI document says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from protocol import frames
+from protocol.frames import MAX_SAFE_INTEGER
+from server.http import api_models as models
+from server.http import completions, events, messages, tokens
+from server.http import models as routes
+from server.http.host import Api
+
+Handler = Callable[[Api, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One kind of successful response."""
+
+    meaning: str
+    model: type[BaseModel] | None = None
+    events: tuple[type[BaseModel], ...] = ()
+    """What the `data` of each event of a stream may be."""
+    last_event: str | None = None
+    """The text that the last event has instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    serve: Handler
+    name: str
+    replies: Mapping[int, Reply]
+    errors: tuple[int, ...] = ()
+    """Statuses of its failures beside 401, 403, 500 and 503, which all have."""
+    body: type[BaseModel] | None = None
+    parameters: tuple[Mapping[str, Any], ...] = field(default=())
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the handler's docstring."""
+        return " ".join((self.serve.__doc__ or "").split())
+
+
+def _parameter(name: str, where: str, meaning: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "description": meaning, "schema": schema}
+
+
+_ID: Final = _parameter("id", "path", "The message's id.", models.MESSAGE_ID)
+_SEQ: Final = {"type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER}
+_KEY: Final = _parameter(
+    "Idempotency-Key",
+    "header",
+    "The message's id; made and returned as `Tidewire-Message-Id` if absent. It may be quoted; one outside the "
+    "alphabet of ids stands for its SHA-256.",
+    {"type": "string", "minLength": 1, "maxLength": 1024},
+)
+
+DONE: Final = "[DONE]"
+FOLLOWED: Final = (
+    frames.Attempt,
+    frames.Delta,
+    frames.Snapshot,
+    frames.Done,
+    frames.Failed,
+    frames.Cancelled,
+    frames.ErrorFrame,
+    frames.Goaway,
+)
+"""What a follower is told."""
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/v1/chat/completions",
+        completions.create,
+        "createChatCompletion",
+        {200: Reply("The answer.", models.ChatCompletion, (models.ChatCompletionChunk, models.ErrorAnswer), DONE)},
+        (400, 404, 409, 413, 415, 422, 429, 504),
+        models.ChatCompletionRequest,
+        (_KEY,),
+    ),
+    Operation(
+        "GET",
+        "/v1/messages/{id}",
+        messages.get,
+        "getMessage",
+        {200: Reply("The message.", models.Message)},
+        (400, 404),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "GET",
+        "/v1/messages/{id}/events",
+        events.follow,
+        "followMessage",
+        {
+            200: Reply("Events until the end.", events=FOLLOWED),
+            204: Reply("The message has ended and nothing follows."),
+        },
+        (400, 404, 429),
+        parameters=(
+            _ID,
+            _parameter("Last-Event-ID", "header", "The last event the reader has.", _SEQ),
+            _parameter("after", "query", "The same, where a header can't be sent.", _SEQ),
+        ),
+    ),
+    Operation(
+        "POST",
+        "/v1/messages/{id}/cancel",
+        messages.cancel,
+        "cancelMessage",
+        {200: Reply("It has ended.", models.Message), 202: Reply("It will stop.", models.Message)},
+        (400, 404),
+        parameters=(_ID,),
+    ),
+    Operation("GET", "/v1/models", routes.list_all, "listModels", {200: Reply("The routes.", models.ModelList)}),
+    Operation(
+        "GET",
+        "/v1/models/{model}",
+        routes.get,
+        "getModel",
+        {200: Reply("The route.", models.Model)},
+        (404,),
+        parameters=(_parameter("model", "path", "The route's name.", {"type": "string", "minLength": 1}),),
+    ),
+    Operation(
+        "POST",
+        "/v1/tokens",
+        tokens.create,
+        "createToken",
+        {201: Reply("The token.", models.Token)},
+        (400, 413, 415, 501),
+        models.TokenRequest,
+    ),
+)

@@ -1,0 +1,59 @@
+"""The HTTP API as routes of the application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from protocol.errors import ProtocolError
+from server.http.errors import error_response
+from server.http.host import KEEPALIVE_SECONDS, Api, Host
+from server.http.openapi import document
+from server.http.operations import OPERATIONS, Handler
+
+
+class Resource:
+    """One path: its handlers by method. ASGI, so that a wrong method is refused in our words."""
+
+    def __init__(self, api: Api, handlers: Mapping[str, Handler]) -> None:
+        self._api = api
+        self._handlers = handlers
+        self._allow = ", ".join(sorted(handlers))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Raises `ProtocolError` (`server.http.edge` answers it)."""
+        handler = self._handlers.get(scope["method"])
+        if handler is None:
+            refused = ProtocolError("method_not_allowed", f"This path serves {self._allow}.")
+            await error_response(refused, {"Allow": self._allow})(scope, receive, send)
+            return
+        response = await handler(self._api, Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def routes(host: Host, keepalive_seconds: float = KEEPALIVE_SECONDS) -> list[Route]:
+    """Every path of the API, and the answer to every other one below `/v1/`."""
+    api = Api(host, keepalive_seconds)
+    packed = JSONResponse(document()).body
+
+    async def openapi(request: Request) -> Response:
+        return Response(packed, media_type="application/json")
+
+    by_path = groupby(sorted(OPERATIONS, key=lambda one: one.path), key=lambda one: one.path)
+    return [
+        *(Route(path, Resource(api, {one.method: one.serve for one in group})) for path, group in by_path),
+        Route("/openapi.json", openapi),
+        Route("/v1/{rest:path}", _Nothing()),
+    ]
+
+
+class _Nothing:
+    """A path that does not exist."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise ProtocolError("not_found", "There is nothing at this path; `/openapi.json` lists what there is.")

@@ -1,0 +1,104 @@
+"""schemathesis: what the OpenAPI document says against what the server does, with made-up requests of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS, load_all_checks
+
+from server.http.openapi import document
+from tests.integration.http.client import CHAT, Place, place, turns
+from tests.servers import RedisServer
+
+KEY = "tw_key-for-made-up-requests"
+KNOWN = "known"
+CASES = 30
+"""Per operation and run."""
+BUSY = 5
+"""How often a request that was refused for want of time is made again."""
+
+_NUMBERS = itertools.count()
+load_all_checks()
+schema = schemathesis.openapi.from_dict(document())
+
+
+async def make_known(here: Place) -> None:
+    """A message that made-up requests can find."""
+    headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": KNOWN}
+    async with here.request("POST", CHAT, json={"messages": turns("script tokens=3")}, headers=headers) as answer:
+        assert answer.status == 200
+
+
+@pytest.fixture(scope="module")
+def url(_valkey_process: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A node in a thread of its own: schemathesis asks and waits."""
+    secret = Path(tmp_path_factory.mktemp("secret")) / "secret"
+    secret.write_text("a secret of at least thirty-two bytes, for tests")
+    keys = [{"name": "fuzz", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]
+    auth = {"anonymous": False, "api_keys": keys, "jwt_secret_file": str(secret)}
+    found: list[str] = []
+    up = threading.Event()
+    stop: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def serve() -> None:
+        ending = asyncio.Event()
+        stop.append((asyncio.get_running_loop(), ending))
+        try:
+            async with place(_valkey_process.url, {"auth": auth}) as here:
+                await make_known(here)
+                found.append(here.node.http)
+                up.set()
+                await ending.wait()
+        finally:
+            up.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    up.wait(30)
+    assert found, "the node did not start"
+    yield found[0]
+    loop, ending = stop[0]
+    loop.call_soon_threadsafe(ending.set)
+    thread.join(30)
+
+
+EXCLUDED = ["positive_data_acceptance"]
+"""A request may fit the schema and still contradict itself (two caps, no such model): that is a 4xx."""
+
+
+def make_sensible(case: Any) -> None:
+    """Give every other request that fits the schema what a schema can't say, so that it is served."""
+    case.path_parameters.update({n: v for n, v in (("id", KNOWN), ("model", "default")) if n in case.path_parameters})
+    if case.path == CHAT and isinstance(case.body, dict):
+        unsaid = ("model", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options")
+        body = {name: value for name, value in case.body.items() if name not in unsaid}
+        case.body = {**body, "messages": turns("script tokens=3")}
+
+
+@schema.parametrize()
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@pytest.mark.slow
+def test_the_server_does_what_the_document_says(case: Any, url: str) -> None:
+    fits = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
+    if fits and next(_NUMBERS) % 2:
+        make_sensible(case)
+    for _ in range(BUSY):
+        response = case.call(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20)
+        if response.status_code != 503:
+            break  # a machine with too much to do may not answer in time: that is what 503 says
+    case.validate_response(
+        response,
+        headers={"Authorization": f"Bearer {KEY}"},
+        excluded_checks=[CHECKS.get_one(name) for name in EXCLUDED],
+        transport_kwargs={"base_url": url, "timeout": 20},
+    )
