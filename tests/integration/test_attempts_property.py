@@ -23,6 +23,7 @@ from protocol.frames import Send
 from server.access import scopes
 from server.access.identity import Principal
 from server.messages import scripts
+from server.messages.conversations import Conversations
 from server.messages.events import ATTEMPT, END, TEXT
 from server.messages.hub import Hub
 from server.messages.journal import Journal
@@ -209,6 +210,7 @@ class Bench:
             event_bytes=4096,
             max_bytes=1_000_000,
             gate=ScheduledGate(world),
+            conversations=Conversations(self.store, self.hub, self.reader, {}, 60.0, 60.0),
         )
         keeper = Keeper(means, self.reader, "n", Times(60.0, 60.0), random.Random(1))
         messages = Messages(means, self.reader, keeper, "n", random.Random(2))
