@@ -18,10 +18,12 @@ import structlog
 
 from protocol.errors import ProtocolError
 from server.messages import request as asked
+from server.messages.claim import Claim
 from server.messages.conversations import Place
 from server.messages.finalize import finalize, gather
 from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
-from server.messages.message import Claim, Means, Running
+from server.messages.means import Means
+from server.messages.message import Running
 from server.messages.reader import Reader
 from server.messages.scripts import RELEASE, TAKEOVER
 from server.messages.tally import lost_record, used_by
@@ -106,7 +108,7 @@ class Keeper:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
             if ended:
-                await self._settle(claim.payer, claim.hold, used_by(running.records, claim.run))
+                await self._settle(claim.payer, claim.hold, used_by(running.answer.records, claim.run))
                 await self._wind_up(claim)
             else:
                 self.means.quotas.let_go(claim.hold)
@@ -158,7 +160,7 @@ class Keeper:
         if running.lost_writes:
             await self.stubbornly(lambda: self.adopt(claim.tag, self.node))
             return
-        error = running.refusal
+        error = running.life.refusal
         if error is not None:
             await self.stubbornly(lambda: self._release_or_go_on(running, error))
         else:
@@ -180,7 +182,9 @@ class Keeper:
         if claim.place is not None:
             await self.means.conversations.withdraw(claim.place, claim.id, claim.token)
         running.released = running.released or await self.release(claim.keys, claim.generation, claim.fence, error)
-        if running.released and running.may_hold:  # in this order: another owner of the claim would use the hold
+        if (
+            running.released and running.reservation.may_hold
+        ):  # in this order: another owner of the claim would use the hold
             await self.means.quotas.settle(claim.payer, claim.hold, Used(dispatched=False))
         if not running.released and claim.tag not in self.running:
             await self.adopt(claim.tag, self.node)
@@ -264,8 +268,8 @@ class Keeper:
         running = self.begin(claim)
         if old is not None:  # it lost the message while this node slept, and has not noticed yet: its fence is old
             old.cancel()
-        if claim.attempts and not running.admitted.done():
-            running.admitted.set_result(None)  # something was spent: it can't be refused any more, only go on
+        if claim.attempts:
+            running.life.promise()  # something was spent: it can't be refused any more, only go on
 
     async def _adopted(self, tag: str, keys: MessageKeys, fields: Mapping[str, bytes]) -> Claim:
         """What the dead owner left, as a claim."""

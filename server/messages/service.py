@@ -16,11 +16,13 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages import request as asked
+from server.messages.claim import Claim
 from server.messages.conversation import room_of
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
-from server.messages.message import Claim, Displaced, Means
+from server.messages.life import Displaced
+from server.messages.means import Means
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.messages.state import State
@@ -116,7 +118,7 @@ class Messages:
         while True:
             if running is not None:
                 try:
-                    await asyncio.shield(running.admitted)
+                    await asyncio.shield(running.life.admitted)
                 except Displaced:
                     running = None
             generation = self._chance.randbytes(8).hex().encode()
@@ -126,11 +128,11 @@ class Messages:
             if reply[0] != b"have":
                 running = self.keeper.begin(await self._whole(_claimed(who, send, tag, keys, generation, reply)))
                 try:
-                    await asyncio.shield(running.admitted)
+                    await asyncio.shield(running.life.admitted)
                 except Displaced:
                     continue
-                state = "queued" if running.state is State.QUEUED else "streaming"
-                return Found(send.id, tag, keys, state, running.outbox.head, False, send.conversation)
+                state = "queued" if running.life.state is State.QUEUED else "streaming"
+                return Found(send.id, tag, keys, state, running.answer.outbox.head, False, send.conversation)
             state, owner = reply[1].decode(), reply[4].decode()
             if owner == self.node and state not in END_STATES and not self.keeper.has(tag):
                 await self.keeper.adopt(tag, self.node)  # a claim of ours that happened after it was given up
@@ -305,7 +307,7 @@ class Messages:
         while True:
             await asyncio.sleep(CANCEL_POLL_SECONDS)
             for running in list(self.keeper.running.values()):
-                if not running.cancel_requested and running.admitted.done():
+                if running.life.promised and not running.life.stop_requested:
                     try:
                         record = running.claim.keys.record
                         if await self.means.store.call(record, "HEXISTS", record, "cancel", seconds=1.0):

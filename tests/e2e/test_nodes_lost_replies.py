@@ -139,7 +139,7 @@ async def test_an_adopted_message_waits_for_redis_instead_of_being_refused(bench
     running = keeper.running[bench.tag]
     keeper.begin = begin  # type: ignore[method-assign]
     await eventually(lambda: not bench.node.store.available)
-    assert running.refusal is None
+    assert running.life.refusal is None
     await bench.ends_well(calls=1, records=2)
 
 

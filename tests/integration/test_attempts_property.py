@@ -28,7 +28,7 @@ from server.messages.events import ATTEMPT, END, TEXT
 from server.messages.hub import Hub
 from server.messages.journal import Journal
 from server.messages.keeper import Keeper, Times
-from server.messages.message import Means, Target
+from server.messages.means import Means, Target
 from server.messages.reader import Reader
 from server.messages.service import Messages
 from server.routing.attempts import Route

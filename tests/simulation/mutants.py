@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from server.messages.claim import Claim
 from server.messages.events import Entry, pack
 from server.messages.hub import Channel
 from server.messages.journal import Outbox
 from server.messages.keeper import Keeper
-from server.messages.message import Claim
 from server.messages.ownership import Observer
 from server.messages.service import Messages
 from server.sessions.outbound import Follow, Outbound

@@ -21,7 +21,7 @@ from server.messages.conversations import Conversations
 from server.messages.hub import Hub
 from server.messages.journal import Journal
 from server.messages.keeper import Keeper, Times
-from server.messages.message import Means, Target
+from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages

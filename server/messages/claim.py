@@ -1,0 +1,61 @@
+"""A message that this node owns, as it was when it came to own it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.messages import request as asked
+from server.messages.conversations import Place
+from server.quotas.base import Payer
+from server.routing.attempts import Reason, Shown
+from server.store.keys import MessageKeys, hold_id
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An owned message: its identity, its fence, and what earlier owners left."""
+
+    id: str
+    tag: str
+    keys: MessageKeys
+    fence: bytes
+    generation: bytes
+    run: int
+    request: asked.Request
+    user_tag: str
+    payer: Payer
+    user_hash: str = ""
+    head: int = 0
+    first: int = 1
+    """Seq of the first event this owner writes."""
+    attempts: int = 0
+    records: tuple[Mapping[str, Any], ...] = ()
+    reason: Reason | None = None
+    """Why it runs again: a reopened failure or a takeover."""
+    shown: Shown = field(default_factory=Shown)
+    standing_text: bytes = b""
+    """Visible text that stands at `head`, from earlier owners."""
+    cancelled: bool = False
+    """A stop was asked for before this owner came."""
+    base: int = 0
+    """Seq of the attempt since which the text stands."""
+    user: tuple[str, str, str] = ("", "", "")
+    """(tenant, kind, user): whose it is."""
+
+    @property
+    def place(self) -> Place | None:
+        """The conversation it belongs to."""
+        name = self.request.get("conversation")
+        return None if name is None else Place.of(self.user_tag, name)
+
+    @property
+    def token(self) -> bytes:
+        """What its conversation knows this run by."""
+        return b"%s:%d" % (self.generation, self.run)
+
+    @property
+    def hold(self) -> str:
+        """Under which its tokens are reserved."""
+        return hold_id(self.tag, self.generation, self.run)

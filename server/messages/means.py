@@ -1,0 +1,59 @@
+"""What messages work with: one set for the whole process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from server.ledger.cost import Price
+from server.messages.conversations import Conversations
+from server.messages.hub import Hub
+from server.messages.journal import Journal
+from server.quotas.base import NoQuota, Quota
+from server.routing.attempts import Route
+from server.routing.gate import OPEN_GATE, Gate
+from server.store.store import Store
+from server.upstreams.base import Driver
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One upstream endpoint + model + credential, ready to be called."""
+
+    name: str
+    model: str
+    driver: Driver
+    price: Price | None = None
+    prefill: bool = False
+    context_tokens: int | None = None
+    """Size of the model's context, if it is known."""
+
+
+class Watch(Protocol):
+    """What is told of a message's life, for metrics."""
+
+    def attempt_started(self, target: str) -> None: ...  # noqa: D102
+    def first_content(self, target: str, seconds: float) -> None: ...  # noqa: D102
+    def attempt_ended(self, target: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
+    def message_ended(self, state: str) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a message works with; one for the whole process."""
+
+    store: Store
+    journal: Journal
+    hub: Hub
+    targets: Mapping[str, Target]
+    routes: Mapping[str, Route]
+    watch: Watch
+    event_bytes: int
+    conversations: Conversations
+    max_bytes: int
+    """Most bytes of visible text of one message; then it ends with `finish_reason: length`."""
+    gate: Gate = OPEN_GATE
+    """Which targets may be called now."""
+    quotas: Quota = field(default_factory=NoQuota)
+    """A node always gives the real ones (`server.node`)."""

@@ -1,0 +1,89 @@
+"""What the targets of one message are asked: the request's messages, or what fits of its branch of a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.errors import ProtocolError
+from server.messages import request as asked
+from server.messages.conversation import TooLong, count_tokens, room_of, trim
+from server.messages.journal import JournalLost, Verdict
+from server.messages.life import Life, until_redis_answers
+from server.messages.means import Means, Target
+from server.quotas.base import Order
+from server.routing.attempts import Route
+
+
+class Question:
+    """See the module."""
+
+    def __init__(self, life: Life, means: Means) -> None:
+        self.life = life
+        self.means = means
+        self.sent: list[dict[str, Any]] = []
+        """What the target of the present attempt is sent."""
+        self._history: list[dict[str, Any]] | None = None
+        """The branch that this answers, if it is part of a conversation."""
+
+    async def read_history(self) -> None:
+        """Read what is to be answered, now that it is this message's turn. Raises `JournalLost`."""
+        claim = self.life.claim
+        assert claim.place is not None
+        route = self.means.routes[claim.request.get("model", "default")]
+        self._history = await self.means.conversations.history(
+            claim.place, claim.id, claim.fence, claim.keys, max(1, self._largest_room(route))
+        )
+        if self._history is None:
+            raise JournalLost(Verdict.FENCED)
+
+    def order(self, route: Route) -> Order:
+        """What to reserve for it."""
+        claim = self.life.claim
+        messages = self._likely_sent(route)
+        return Order(
+            claim.hold,
+            claim.payer,
+            route.name,
+            asked.most_input({**claim.request, "messages": messages}),
+            asked.count_input(messages),
+            claim.request.get("max_output_tokens"),
+            lambda tokens_in, tokens_out: self._dearest(route, tokens_in, tokens_out),
+            forced=claim.reason is not None and claim.reason.code == "owner_lost",
+        )
+
+    async def choose(self, target: Target) -> dict[str, Any]:
+        """Settle what `target` is sent (`sent`); a description of it for the record. Raises `TooLong`."""
+        request, place = self.life.claim.request, self.life.claim.place
+        if self._history is None or place is None:
+            self.sent = request.get("messages", [])
+            return {}
+        context = trim(self._history, room_of(target.context_tokens, request.get("max_output_tokens")))
+        try:
+            self.sent = await until_redis_answers(lambda: self.means.conversations.whole(place.keys, context.messages))
+        except ProtocolError:  # the conversation was deleted meanwhile: the stop is on its way
+            self.sent, self.life.stop_requested = context.messages, True
+        first = next((entry for entry in context.entries if entry), "")
+        return {"first": first, "entries": len(context.entries), "dropped": context.dropped, "tokens": context.tokens}
+
+    @property
+    def input_estimate(self) -> int:
+        """About how many tokens `sent` has."""
+        return asked.count_input(self.sent) if self._history is None else sum(map(count_tokens, self.sent))
+
+    def _largest_room(self, route: Route) -> int:
+        cap = self.life.claim.request.get("max_output_tokens")
+        return max(room_of(self.means.targets[name].context_tokens, cap) for name in route.targets)
+
+    def _likely_sent(self, route: Route) -> list[dict[str, Any]]:
+        """What is likely to be sent: the request's messages, or what fits of the history into the largest context."""
+        if self._history is None:
+            messages: list[dict[str, Any]] = self.life.claim.request.get("messages", [])
+            return messages
+        try:
+            return trim(self._history, self._largest_room(route)).messages
+        except TooLong:
+            return []  # refused before anything is sent
+
+    def _dearest(self, route: Route, tokens_in: int, tokens_out: int) -> int | None:
+        prices = [self.means.targets[name].price for name in route.targets]
+        return max((p.nano_dollars(tokens_in, tokens_out) for p in prices if p is not None), default=None)

@@ -1,0 +1,47 @@
+"""Reserving the tokens of one run before anything is spent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from protocol.errors import ProtocolError
+from server.messages.life import Life
+from server.quotas.base import Hold, Order, Quota
+from server.routing.attempts import GiveUp
+
+RESERVE_AGAIN_SECONDS: Final = 0.2
+"""Until an accepted message asks again for a reservation that Redis did not answer."""
+
+
+class Reservation:
+    """See the module."""
+
+    def __init__(self, life: Life, quotas: Quota) -> None:
+        self.life = life
+        self.quotas = quotas
+        self.hold: Hold | None = None
+        self.may_hold = False
+        """Whether something may be reserved."""
+
+    async def make(self, order: Order) -> GiveUp | None:
+        """Reserve. A refused claim is taken back (`NotAdmitted`); a reopened message fails again (`GiveUp`)."""
+        self.may_hold = True
+        try:
+            self.hold = await self._reserve(order)
+        except ProtocolError as refusal:
+            self.may_hold = refusal.code == "store_unavailable"  # then it may have happened
+            if self.may_hold or not (self.life.claim.attempts or self.life.promised):
+                self.life.refuse(refusal)
+            self.life.promise()  # more than a claim stands under its id
+            return GiveUp(refusal.code, refusal.message, refusal.error_class, refusal.retry_after_ms, refusal.details)
+        return None
+
+    async def _reserve(self, order: Order) -> Hold:
+        while True:
+            try:
+                return await self.quotas.reserve(order)
+            except ProtocolError as refusal:
+                if refusal.code != "store_unavailable" or not self.life.promised:
+                    raise
+                await asyncio.sleep(RESERVE_AGAIN_SECONDS)  # it was accepted when it began to wait for its turn
