@@ -10,10 +10,15 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, Name
+from server.messages.origin import MAX_TAGS, TAG_CHARACTERS, TAG_NAME_CHARACTERS
 
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 Zero = Annotated[float, Field(ge=0, le=0)]
-Metadata = Annotated[dict[str, str | int | float | bool | None], Field(max_length=64)]
+Tag = Annotated[str, Field(max_length=TAG_CHARACTERS)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=TAG_NAME_CHARACTERS)], Tag | int | float | bool | None],
+    Field(max_length=MAX_TAGS),
+]
 
 
 class Body(BaseModel):

@@ -31,12 +31,14 @@ from server.http.idempotency import MESSAGE_ID_HEADER, message_id
 from server.http.rates import rate_limit_headers
 from server.http.standing import Ending, details_of, read_whole
 from server.http.streaming import Stream
+from server.messages.origin import Origin
 from server.messages.reader import Details
 from server.messages.scripts import MAX_RUNS
 from server.messages.service import Found, Messages, unavailable
 from server.store.link import StoreError
 
 SENT: Final = frozenset(ChatCompletionRequest.model_fields) & frozenset(Send.model_fields)
+HTTP: Final = Origin("http")
 CAPS: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
 
@@ -76,7 +78,7 @@ async def ask(messages: Messages, who: Principal, send: Send, now: Any) -> tuple
     Raises `ProtocolError`: as `Messages.ask`, and the stored error of a message that failed and can't be begun again
     (yet: then with the rest of the stated wait).
     """
-    found = await messages.ask(who, send)
+    found = await messages.ask(who, send, HTTP)
     details = await details_of(messages, found)
     if details.record.state != "failed" or details.record.end is None:
         return found, details
@@ -88,7 +90,7 @@ async def ask(messages: Messages, who: Principal, send: Send, now: Any) -> tuple
     wait = rest_of_wait_ms(details, now())
     if wait > 0:
         raise stored_error(end["error"], wait)
-    found = await messages.ask(who, send.model_copy(update={"retry_of": details.record.head}))
+    found = await messages.ask(who, send.model_copy(update={"retry_of": details.record.head}), HTTP)
     return found, await details_of(messages, found)
 
 

@@ -23,6 +23,7 @@ from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
 from server.messages.life import Displaced
 from server.messages.means import Means
+from server.messages.origin import Origin, tags_of
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.messages.state import State
@@ -83,19 +84,21 @@ class Messages:
 
     # --- ask ---------------------------------------------------------------------------------------------------------
 
-    async def ask(self, who: Principal, send: Send) -> Found:
+    async def ask(self, who: Principal, send: Send, origin: Origin) -> Found:
         """Create the message, or attach to it (G1). Returns when it is admitted.
 
-        Raises `ProtocolError`: `model_not_found`, `idempotency_mismatch`, `store_unavailable`, `draining`, or why
-        its admission was refused.
+        `origin` is where it comes from; its tags are those of `send.metadata`. They are kept with the claim: a repeat
+        through another door changes nothing. Raises `ProtocolError`: `invalid_frame` (metadata), `model_not_found`,
+        `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
         """
         self._check_route(send.model)
+        origin = replace(origin, tags=tags_of(send.metadata))
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:
             if send.conversation is not None:
                 await self.means.conversations.check(who, send, self._room(send))
-            return await self._ask(who, send, tag, keys)
+            return await self._ask(who, send, origin, tag, keys)
         except (StoreError, TimeoutError) as error:
             log.info("claim_failed", id=send.id, error=str(error))
             raise unavailable() from None
@@ -111,7 +114,7 @@ class Messages:
         targets = (self.means.targets[name] for name in self.means.routes[send.model].targets)
         return max(room_of(target.context_tokens, send.max_output_tokens) for target in targets)
 
-    async def _ask(self, who: Principal, send: Send, tag: str, keys: MessageKeys) -> Found:
+    async def _ask(self, who: Principal, send: Send, origin: Origin, tag: str, keys: MessageKeys) -> Found:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + ADMITTING_SECONDS
         running = self.keeper.running.get(tag)
@@ -122,7 +125,7 @@ class Messages:
                 except Displaced:
                     running = None
             generation = self._chance.randbytes(8).hex().encode()
-            reply = await self._claim_or_undo(who, send, tag, keys, generation)
+            reply = await self._claim_or_undo(who, send, origin, tag, keys, generation)
             if reply[0] == b"mismatch":
                 raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
             if reply[0] != b"have":
@@ -146,10 +149,10 @@ class Messages:
             running = self.keeper.running.get(tag)
 
     async def _claim_or_undo(
-        self, who: Principal, send: Send, tag: str, keys: MessageKeys, generation: bytes
+        self, who: Principal, send: Send, origin: Origin, tag: str, keys: MessageKeys, generation: bytes
     ) -> list[Any]:
         try:
-            return await self._claim(who, send, tag, keys, generation)
+            return await self._claim(who, send, origin, tag, keys, generation)
         except StoreUnavailable:
             raise  # nothing was sent
         except (StoreError, TimeoutError):
@@ -174,7 +177,9 @@ class Messages:
         keeper = self.keeper
         await keeper.stubbornly(lambda: keeper.release(keys, generation, b"", unavailable()))
 
-    async def _claim(self, who: Principal, send: Send, tag: str, keys: MessageKeys, generation: bytes) -> list[Any]:
+    async def _claim(
+        self, who: Principal, send: Send, origin: Origin, tag: str, keys: MessageKeys, generation: bytes
+    ) -> list[Any]:
         store = self.means.store
         user = user_tag(who.tenant, who.kind, who.user)
         if self.draining:
@@ -187,7 +192,7 @@ class Messages:
             "req", asked.pack(asked.stored(send)),
             "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
             "model", send.model, "gen", generation,
-            "created", repr(time.time()),
+            "created", repr(time.time()), "origin", origin.pack(),
         ]  # fmt: skip
         if send.conversation is not None:
             fields += ["conversation", send.conversation]

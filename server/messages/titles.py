@@ -11,6 +11,7 @@ from protocol.frames import ChatMessage, Send
 from server.access.identity import Principal
 from server.messages.conversations import Place
 from server.messages.finalize import gather
+from server.messages.origin import FEATURE, Origin
 from server.messages.service import Messages
 
 TITLE_SECONDS: Final = 60.0
@@ -22,7 +23,7 @@ POLL_SECONDS: Final = 0.25
 INSTRUCTION: Final = "Name this conversation in at most six words. Answer with the name only."
 
 
-async def make_title(messages: Messages, who: Principal, place: Place, model: str) -> str:
+async def make_title(messages: Messages, who: Principal, place: Place, model: str, origin: Origin) -> str:
     """The conversation's title, made now if it has none. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
     conversations = messages.means.conversations
     overview = await conversations.overview(place)
@@ -41,8 +42,9 @@ async def make_title(messages: Messages, who: Principal, place: Place, model: st
             ChatMessage(role="user", content=question[:QUESTION_CHARACTERS]),
         ],
         max_output_tokens=TITLE_TOKENS,
+        metadata={FEATURE: "title"},
     )
-    found = await messages.ask(who, send)
+    found = await messages.ask(who, send, origin)
     async with asyncio.timeout(TITLE_SECONDS):
         while (record := await messages.reader.record(found.keys)) is not None and not record.ended:  # noqa: ASYNC110 - anywhere
             await asyncio.sleep(POLL_SECONDS)

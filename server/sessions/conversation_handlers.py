@@ -13,6 +13,7 @@ from protocol.errors import ProtocolError
 from protocol.frames import ConversationRequest, History, Subscribe, Unsubscribe
 from server.messages.conversation import Entry
 from server.messages.conversations import Conversations, Overview, Place
+from server.messages.origin import Origin
 from server.messages.service import unavailable
 from server.messages.titles import make_title
 from server.sessions.actor import Session, handles
@@ -309,7 +310,9 @@ async def _change(session: Session, frame: ConversationRequest) -> Frame:
 
 async def _title(session: Session, frame: ConversationRequest) -> Frame:
     session.check_not_expired()
-    title = await make_title(session.messages, session.principal, _place(session, frame), frame.model or "default")
+    origin = Origin("ws", session.id)
+    model = frame.model or "default"
+    title = await make_title(session.messages, session.principal, _place(session, frame), model, origin)
     return {"title": title}
 
 

@@ -17,6 +17,7 @@ from protocol.frames import (
     ResumePoint,
     Send,
 )
+from server.messages.origin import Origin
 from server.messages.service import Found, payer_of
 from server.sessions.actor import Closing, Session, handles
 from server.sessions.conversation_handlers import queue_position
@@ -95,7 +96,7 @@ async def send(session: Session, frame: Send) -> None:
     if frame.prompt is not None:
         raise ProtocolError("not_supported", "`prompt` is not served yet; send `messages`")
     session.check_room(frame.id)
-    found = await session.messages.ask(session.principal, frame)
+    found = await session.messages.ask(session.principal, frame, Origin("ws", session.id))
     try:
         if frame.after or frame.id not in session.unasked:
             await session.follow(found, frame.after)

@@ -17,6 +17,7 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages.hub import NOTE_OWNER
+from server.messages.origin import Origin
 from server.messages.scripts import START_ATTEMPT, TAKEOVER
 from server.messages.service import _claimed
 from server.node import Node
@@ -30,6 +31,7 @@ from tests.upstreams.scripted import process as scripted
 from tests.wire import eventually, wire
 
 WHO = Principal("demo", "anonymous", "demo", "free", frozenset(), None)
+ORIGIN = Origin("ws", "s1")
 DEAD = "deadbeefdeadbeef"
 
 
@@ -55,7 +57,7 @@ class Bench:
         """A claim in Redis as `owner` would have made it; its generation."""
         service = self.node.messages
         mine, service.node = service.node, owner
-        reply = await service._claim(WHO, self.send, self.tag, self.keys, b"gen")
+        reply = await service._claim(WHO, self.send, ORIGIN, self.tag, self.keys, b"gen")
         service.node = mine
         assert reply[0] == b"new"
         if attempts:
@@ -98,7 +100,7 @@ async def bench(valkey_server: RedisServer, tmp_path: Path) -> AsyncIterator[Ben
 async def test_undoing_a_claim_that_was_adopted_meanwhile_leaves_the_message_alone(bench: Bench) -> None:
     """The claim's reply came too late; a repeat on the same node adopted it; only then comes the undo."""
     generation = await bench.claim(bench.node.id)
-    found = await bench.node.messages.ask(WHO, bench.send)
+    found = await bench.node.messages.ask(WHO, bench.send, ORIGIN)
     assert found.state == "streaming"
     await bench.node.messages._undo(bench.tag, bench.keys, generation)
     await bench.ends_well(calls=1, records=1)
@@ -145,7 +147,7 @@ async def test_an_adopted_message_waits_for_redis_instead_of_being_refused(bench
 
 async def test_a_message_adopted_back_is_run_by_its_new_owner_self(bench: Bench) -> None:
     """The node slept, lost its message to another one, and takes it back from that one's death before noticing."""
-    await bench.node.messages.ask(WHO, bench.send)
+    await bench.node.messages.ask(WHO, bench.send, ORIGIN)
     old = bench.node.keeper.running[bench.tag]
     args = [bench.node.id, DEAD, 2**20, NOTE_OWNER]
     await bench.node.store.run(TAKEOVER, [bench.keys.record, bench.keys.journal, bench.keys.channel], args)
@@ -157,7 +159,7 @@ async def test_a_message_adopted_back_is_run_by_its_new_owner_self(bench: Bench)
 async def test_two_who_adopt_at_once_do_it_once(bench: Bench) -> None:
     """Two repeats on the node that owns a given-up claim."""
     await bench.claim(bench.node.id)
-    await asyncio.gather(*(bench.node.messages.ask(WHO, bench.send) for _ in range(5)))
+    await asyncio.gather(*(bench.node.messages.ask(WHO, bench.send, ORIGIN) for _ in range(5)))
     await bench.ends_well(calls=1, records=1)
 
 
@@ -165,7 +167,7 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
     """`retry_of` was granted, then Redis froze before the attempt: released it can't be, so it goes on."""
     service, keeper = bench.node.messages, bench.node.keeper
     failing = Send.model_validate({"type": "send", "id": "m", "messages": self_healing()})
-    found = await service.ask(WHO, failing)
+    found = await service.ask(WHO, failing, ORIGIN)
     await eventually(lambda: not keeper.has(found.tag))
     record = await bench.node.reader.record(found.keys)
     assert record is not None
@@ -180,7 +182,7 @@ async def test_a_reopened_failure_that_could_not_be_admitted_is_not_forgotten(be
     keeper.begin = freeze_first  # type: ignore[method-assign]
     again = failing.model_copy(update={"retry_of": record.head})
     with pytest.raises(ProtocolError, match="store"):
-        await service.ask(WHO, again)
+        await service.ask(WHO, again, ORIGIN)
     keeper.begin = begin  # type: ignore[method-assign]
     await bench.thawed()
     async with wire(bench.url) as socket:
@@ -215,7 +217,7 @@ async def test_a_follower_of_a_claim_that_is_gone_is_told_so_and_may_follow_the_
 async def test_a_claim_made_while_an_earlier_one_is_taken_off_the_list_is_listed(bench: Bench) -> None:
     """The id was freed and claimed anew; only then the node strikes it off its open set, for the earlier claim."""
     service, keeper = bench.node.messages, bench.node.keeper
-    reply = await service._claim(WHO, bench.send, bench.tag, bench.keys, b"gen")
+    reply = await service._claim(WHO, bench.send, ORIGIN, bench.tag, bench.keys, b"gen")
     await keeper._unlist(bench.tag)
     keeper.begin(_claimed(WHO, bench.send, bench.tag, bench.keys, b"gen", reply))
     key = open_set(bench.node.id)

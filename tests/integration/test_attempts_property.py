@@ -29,6 +29,7 @@ from server.messages.hub import Hub
 from server.messages.journal import Journal
 from server.messages.keeper import Keeper, Times
 from server.messages.means import Means, Target
+from server.messages.origin import Origin
 from server.messages.reader import Reader
 from server.messages.service import Messages
 from server.routing.attempts import Route
@@ -223,7 +224,7 @@ class Bench:
         refusal = None
         try:
             async with asyncio.timeout(20):
-                await messages.ask(WHO, Send.model_validate(request))
+                await messages.ask(WHO, Send.model_validate(request), Origin("ws"))
                 await keeper.idle()
         except ProtocolError as error:
             refusal = error

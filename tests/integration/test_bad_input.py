@@ -120,6 +120,8 @@ BAD_FRAMES: list[tuple[str, dict[str, Any], str, str | None, str | None]] = [
     ("seventeen stops", send(stop=["x"] * 17), "invalid_frame", "send", "bad"),
     ("busy how", send(on_busy="wait"), "invalid_frame", "send", "bad"),
     ("metadata is a list", send(metadata=[1]), "invalid_frame", "send", "bad"),
+    ("metadata is nested", send(metadata={"feature": {"a": 1}}), "invalid_frame", "send", "bad"),
+    ("metadata has too many pairs", send(metadata={str(n): n for n in range(17)}), "invalid_frame", "send", "bad"),
     ("after is negative", send(after=-1), "invalid_frame", "send", "bad"),
     ("after is true", send(after=True), "invalid_frame", "send", "bad"),
     ("an unknown model", send(model="gpt-99"), "model_not_found", "send", "bad"),
@@ -403,7 +405,7 @@ async def test_too_many_frames_are_refused_until_the_pace_is_kept(valkey_url: st
 async def test_odd_but_legal_requests_end_like_any_other(valkey_url: str) -> None:
     odd = [
         '"tools":[{"type":"function","function":{"name":"f","x":1e300}}]',
-        '"metadata":{"\\ud800":{"\\udfff":"\\ud800"}}',
+        '"metadata":{"\\ud800":"\\udfff\\u0000"}',
         '"tools":[{"type":"function","\\ud800":1}]',
         '"response_format":{"type":["json_object"]}',
         '"response_format":{"type":null}',

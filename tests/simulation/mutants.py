@@ -119,12 +119,12 @@ _publish: Final = Channel.publish
 
 
 async def _claim_in_two_steps(
-    self: Messages, who: Any, send: Any, tag: str, keys: MessageKeys, generation: bytes
+    self: Messages, who: Any, send: Any, origin: Any, tag: str, keys: MessageKeys, generation: bytes
 ) -> Any:
     store = self.means.store
     if not await store.call(keys.record, "EXISTS", keys.record):
         await store.call(keys.record, "DEL", keys.record, keys.journal)
-    return await _claim(self, who, send, tag, keys, generation)
+    return await _claim(self, who, send, origin, tag, keys, generation)
 
 
 def _everybody_is_dead(self: Observer, counters: Any, started: float, ended: float) -> set[str]:
