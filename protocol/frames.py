@@ -511,6 +511,8 @@ class ErrorFrame(Frame):
     type: Literal["error"]
     re: str | None = None
     id: str | None = None
+    conversation: str | None = None
+    """The conversation that the frame was about."""
     error: ErrorBody
 
 

@@ -539,6 +539,10 @@ class Client:
             self._connection.nudge.set()
         elif isinstance(event, ErrorReceived) and event.message is None:
             self._last_error = event.error
+            if event.conversation is not None and event.re in ("subscribe", "history") and event.error["retryable"]:
+                self._after(
+                    event.error.get("retry_after_ms"), f"in {event.conversation}", self._again, event.conversation
+                )
 
     def _greeted(self, welcome: Welcomed) -> None:
         self.reconnects += self.welcome is not None
@@ -555,12 +559,22 @@ class Client:
         self._settled.set()
 
     def _resume_later(self, event: Stalled) -> None:
-        message_id = event.message.id
-        earlier = self._stalls.pop(message_id, None)
+        seconds = event.retry_after_seconds
+        wait_ms = None if seconds is None else seconds * 1000
+        self._after(wait_ms, event.message.id, self._resume_stalled, event.message.id)
+
+    def _after(self, wait_ms: float | None, key: str, then: Callable[[str], None], what: str) -> None:
+        """Do something in so many milliseconds; what was to be done under this key before is not done."""
+        earlier = self._stalls.pop(key, None)
         if earlier is not None:
             earlier.cancel()
-        delay = STALL_SECONDS if event.retry_after_seconds is None else event.retry_after_seconds
-        self._stalls[message_id] = asyncio.get_running_loop().call_later(delay, self._resume_stalled, message_id)
+        delay = STALL_SECONDS if wait_ms is None else wait_ms / 1000
+        self._stalls[key] = asyncio.get_running_loop().call_later(delay, then, what)
+
+    def _again(self, conversation: str) -> None:
+        self._stalls.pop(f"in {conversation}", None)
+        self.session.again(conversation)
+        self._wake()
 
     def _resume_stalled(self, message_id: str) -> None:
         self._stalls.pop(message_id, None)

@@ -77,12 +77,17 @@ class MessageEnded(NamedTuple):
 
 
 class ErrorReceived(NamedTuple):
-    """An error that ends nothing: of the connection (`message` is None), or of one frame about a message."""
+    """An error that ends nothing: of the connection (`message` is None), or of one frame.
+
+    A `subscribe` or `history` that was refused for now (`error["retryable"]`) is repeated by `ClientSession.again`.
+    """
 
     message: ClientMessage | None
     re: str | None
     """Type of the frame that could not be served."""
     error: Map
+    conversation: str | None = None
+    """The conversation that the frame was about."""
 
 
 class GoingAway(NamedTuple):

@@ -13,6 +13,8 @@ The rules, each of which a vector in `protocol/vectors` shows:
 - `attempt` with mode `continue` and the end frames must follow the cursor too: their `after` tells. From a server that
   doesn't send it there, the client asks once about a jump as wide as a takeover's, or an end whose hash matches, and
   believes it when it comes again; narrower holes are never believed.
+- The events of a subscribed conversation continue its own cursor, one by one; after a gap it is subscribed to anew from
+  there. Events had already, and those of conversations not subscribed to, are not told.
 - The text is checked against the hash in `done` and `cancelled`; if it is another, everything is told anew from 0, and
   after `MAX_MISMATCHES` of these the message is `broken`. A wrong text is never passed off as an answer.
 """
@@ -65,8 +67,10 @@ UNANSWERED_PONGS: Final = 3
 MAX_FORGOTTEN: Final = 1024
 """So many ids of forgotten messages are remembered, so that a late frame does not bring one back."""
 
-CONVERSATION_EVENTS: Final = frozenset({"created", "renamed", "chosen", "pinned", "unpinned", "removed", "queue"})
-"""What happens to a conversation: these `op`s carry the `seq` of its log, answers to requests do not count."""
+CONVERSATION_REQUESTS: Final = frozenset(
+    {"create", "list", "get", "rename", "title", "delete", "choose", "pin", "unpin", "waiting", "answer", "part"}
+)
+"""Every other `op` of a `conversation` frame with a `seq` is an event of the log, also one that is not known here."""
 
 _SENDING: Final = MessageState.SENDING
 _FOLLOWING: Final = MessageState.FOLLOWING
@@ -97,6 +101,10 @@ class ClientSession:
         self._queue: list[Map] = []
         self._conversations: dict[str, int] = {}
         """Subscribed conversation → the last `seq` of its log that was told."""
+        self._asked_for: set[str] = set()
+        """Conversations whose `subscribe` was sent on the present connection and not answered yet."""
+        self._waiting: list[Map] = []
+        """Operations that were asked for without a connection."""
         self._forgotten: dict[str, None] = {}
         self._pages: list[Map] = []
         self._handlers: dict[str, Callable[[Map], list[Event]]] = {
@@ -233,12 +241,24 @@ class ClientSession:
         `after` is the `seq` of the last page of its history, or of the last event that was kept; 0: from the beginning.
         """
         self._conversations[conversation] = after
-        self._put(_subscribe(conversation, after))
+        self._queue_subscribe(conversation)
 
     def unsubscribe(self, conversation: str) -> None:
-        """Stop following a conversation."""
-        self._conversations.pop(conversation, None)
+        """Stop following a conversation; late events of it are not told."""
+        self._drop_conversation(conversation)
         self._put({"type": "unsubscribe", "conversation": conversation})
+
+    def subscribed(self, conversation: str) -> int | None:
+        """`seq` of the last event that was told of a conversation; None if it is not subscribed to."""
+        return self._conversations.get(conversation)
+
+    def again(self, conversation: str) -> None:
+        """Ask again for what was refused for now: the subscription, and pages that did not come."""
+        if conversation in self._conversations:
+            self._queue_subscribe(conversation)
+        for page in self._pages:
+            if page["conversation"] == conversation:
+                self._put(page)
 
     def history(
         self, conversation: str, *, before: str | None = None, after: str | None = None, limit: int = 50
@@ -286,6 +306,7 @@ class ClientSession:
         """The connection is gone: forget what belonged to it. What stands of the messages is kept."""
         self.open = False
         self._queue.clear()
+        self._asked_for.clear()
         for message in self.messages.values():
             message._assembly = None
             message._pong_mark = None
@@ -469,8 +490,11 @@ class ClientSession:
         error: Map = frame["error"]
         re: str | None = frame.get("re")
         message = self.messages.get(frame.get("id") or "")
+        conversation: str | None = frame.get("conversation")
+        if conversation is not None and re in ("subscribe", "history"):
+            return self._on_conversation_error(conversation, re, error)
         if message is None or message.state in ENDED or message.state is _DETACHED or re in ("cancel", "detach"):
-            return [ErrorReceived(message, re, error)]
+            return [ErrorReceived(message, re, error, conversation)]
         if message.state is _SENDING:
             return self._on_send_error(message, re, error)
         if error["code"] == "message_unknown":
@@ -481,6 +505,16 @@ class ClientSession:
             message.move(Trigger.STALL)
             return [self._stalled(message, error)]
         return self._fail_here(message, Trigger.LOSE, error)
+
+    def _on_conversation_error(self, conversation: str, re: str, error: Map) -> list[Event]:
+        """What can't be had is not asked for any more; for what can be had later, see `again`."""
+        if re == "subscribe":
+            self._asked_for.discard(conversation)
+        if not error["retryable"] and re == "subscribe":
+            self._drop_conversation(conversation)
+        elif not error["retryable"]:
+            self._page_done(conversation)
+        return [ErrorReceived(None, re, error, conversation)]
 
     def _on_send_error(self, message: ClientMessage, re: str | None, error: Map) -> list[Event]:
         code: str = error["code"]
@@ -510,8 +544,11 @@ class ClientSession:
 
     def _on_welcome(self, frame: Map) -> list[Event]:
         self.open, self.draining = True, False
-        self._queue = [_subscribe(name, after) for name, after in self._conversations.items()]
-        self._queue += self._pages
+        self._queue = []
+        for name in self._conversations:
+            self._queue_subscribe(name)
+        self._queue += self._pages + self._waiting
+        self._waiting = []
         known = {head["id"]: head for head in frame["resumed"]}
         events: list[Event] = [
             Welcomed(
@@ -613,40 +650,72 @@ class ClientSession:
         return [QuotaChanged(frame["limits"])]
 
     def _on_conversation_message(self, frame: Map) -> list[Event]:
-        return [ConversationMessage(frame)] if self._is_new(frame) else []
+        return [ConversationMessage(frame)] if self._is_next(frame) else []
 
     def _on_conversation(self, frame: Map) -> list[Event]:
         """An answer (it moves no cursor), or something that happened to a conversation."""
-        if frame["op"] == "reset":
-            self._conversations[frame["conversation"]] = frame["seq"]
-        elif frame["op"] == "deleted":
-            self._conversations.pop(frame["conversation"], None)
-        elif frame["op"] in CONVERSATION_EVENTS and "seq" in frame and not self._is_new(frame):
+        op = frame["op"]
+        name: str = frame.get("conversation", "")
+        if op == "subscribed":
+            self._asked_for.discard(name)
+        elif op in ("reset", "deleted"):
+            if name not in self._conversations:
+                return []
+            self._conversations[name] = frame.get("seq", 0)
+            if op == "deleted":
+                self._drop_conversation(name)
+        elif op not in CONVERSATION_REQUESTS and "seq" in frame and not self._is_next(frame):
             return []
         return [ConversationChanged(frame)]
 
-    def _is_new(self, frame: Map) -> bool:
-        """Whether this event of a conversation's log has not been told yet; then it counts as told."""
-        name, seq = frame["conversation"], frame.get("seq", 0)
+    def _is_next(self, frame: Map) -> bool:
+        """Whether this event continues the conversation's log; then it counts as told. A gap is asked about."""
+        name, seq = frame["conversation"], frame["seq"]
         known = self._conversations.get(name)
-        if known is None or not seq:
-            return True
-        if seq <= known:
+        if known is None or seq <= known:
+            return False
+        if seq > known + 1:
+            if name not in self._asked_for:
+                self._queue_subscribe(name)
             return False
         self._conversations[name] = seq
         return True
 
+    def _drop_conversation(self, name: str) -> None:
+        self._conversations.pop(name, None)
+        self._asked_for.discard(name)
+        self._queue = [f for f in self._queue if not (f["type"] == "subscribe" and f["conversation"] == name)]
+
+    def _queue_subscribe(self, name: str) -> None:
+        after = self._conversations[name]
+        frame: Map = {"type": "subscribe", "conversation": name}
+        self._put(frame | {"after": after} if after else frame)
+        if self.open:
+            self._asked_for.add(name)
+
     def conversation(self, op: str, conversation: str | None = None, **fields: Any) -> None:
-        """One operation on conversations (`create`, `list`, `rename`, …); the answer is a `ConversationChanged`."""
+        """One operation on conversations (`create`, `list`, `rename`, …); the answer is a `ConversationChanged`.
+
+        Without a connection it waits for the next one. One that was sent and not answered is not repeated: whether it
+        was done is seen in the conversation's events.
+        """
         named = {} if conversation is None else {"conversation": conversation}
-        self._put({"type": "conversation", "op": op, **named, **fields})
+        frame: Map = {"type": "conversation", "op": op, **named, **fields}
+        if self.open:
+            self._queue.append(frame)
+        else:
+            self._waiting.append(frame)
 
     def _on_history(self, frame: Map) -> list[Event]:
+        self._page_done(frame["conversation"])
+        return [HistoryReceived(frame)]
+
+    def _page_done(self, conversation: str) -> None:
+        """The oldest page asked for of this conversation needs not be asked for again."""
         for page in self._pages:
-            if page["conversation"] == frame["conversation"]:
+            if page["conversation"] == conversation:
                 self._pages.remove(page)
                 break
-        return [HistoryReceived(frame)]
 
     # --- helpers ------------------------------------------------------------------------------------------------
 
@@ -680,8 +749,3 @@ class ClientSession:
     def _queue_resume(self, message: ClientMessage) -> None:
         message._pong_mark = None
         self._put({"type": "resume", "id": message.id, "after": message.cursor})
-
-
-def _subscribe(conversation: str, after: int) -> Map:
-    frame: Map = {"type": "subscribe", "conversation": conversation}
-    return frame | {"after": after} if after else frame

@@ -139,6 +139,7 @@ export interface ErrorFrame {
   type: "error";
   re?: string | null;
   id?: string | null;
+  conversation?: string | null;
   error: ErrorBody;
 }
 

@@ -38,6 +38,8 @@ TOLD_MOST: Final = 4_096
 SENDS_IN_A_ROW: Final = 8
 IN_FLIGHT: Final = 64
 """Most frames of one session being handled at once; then reading pauses."""
+TOLD_OF_A_FRAME: Final = {"type", "id", "conversation"}
+"""What an error names of the frame that could not be served."""
 EXPIRY_GRACE_SECONDS: Final = 60.0
 """How long a socket stays open after its token has expired."""
 
@@ -249,12 +251,12 @@ class Session:
         try:
             await HANDLERS[type(frame)](self, frame)
         except ProtocolError as error:
-            self.refuse(frame.model_dump(include={"type", "id"}), error)
+            self.refuse(frame.model_dump(include=TOLD_OF_A_FRAME), error)
         except Exception as error:  # the one boundary where a defect becomes a wire code
             number = secrets.token_hex(8)
             log.error("handler_failed", frame=type(frame).__name__, error_id=number, exc_info=error)
             internal = ProtocolError("internal", "a defect of the server", details={"error_id": number})
-            self.refuse(frame.model_dump(include={"type", "id"}), internal)
+            self.refuse(frame.model_dump(include=TOLD_OF_A_FRAME), internal)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -315,12 +317,13 @@ class Session:
 
     def refuse(self, frame: dict[str, Any], error: ProtocolError) -> None:
         """Answer a frame that could not be served."""
-        kind, message_id = frame.get("type"), frame.get("id")
+        kind = frame.get("type")
         self.say(
             error_frame(
                 kind if isinstance(kind, str) else None,
-                message_id if isinstance(message_id, str) and len(message_id) <= 64 else None,
+                _told_id(frame.get("id")),
                 error.as_dict(),
+                _told_id(frame.get("conversation")),
             )
         )
 
@@ -389,6 +392,11 @@ class Session:
         """Stop following."""
         self.out.drop(tag)
         self.hub.unfollow(tag, self.out)
+
+
+def _told_id(value: object) -> str | None:
+    """An id as an error repeats it: not what is no id."""
+    return value if isinstance(value, str) and len(value) <= 64 else None
 
 
 def user_of(who: Principal) -> tuple[str, str, str]:

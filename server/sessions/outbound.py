@@ -353,11 +353,12 @@ def _only_an_end(events: Sequence[Event]) -> bool:
     return len(events) == 1 and events[0][0] == END
 
 
-def error_frame(re: str | None, message_id: str | None, error: dict[str, Any]) -> Frame:
+def error_frame(
+    re: str | None, message_id: str | None, error: dict[str, Any], conversation: str | None = None
+) -> Frame:
     """An `error` frame; absent fields are left out."""
     frame: Frame = {"type": "error", "error": error}
-    if re is not None:
-        frame["re"] = re
-    if message_id is not None:
-        frame["id"] = message_id
+    for name, value in (("re", re), ("id", message_id), ("conversation", conversation)):
+        if value is not None:
+            frame[name] = value
     return frame

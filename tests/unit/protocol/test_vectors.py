@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 import protocol
+from protocol.client.events import ConversationChanged, ConversationMessage, HistoryReceived
 from protocol.client.message import ClientMessage
 from protocol.client.session import ClientSession
 from protocol.codec import CODECS, Codec
 from protocol.frames import SERVER_FRAMES, parse_client_frame, server_frame
 
 Map = dict[str, Any]
+FOLDER = Path(protocol.__file__).parent / "vectors"
 VECTORS = {
-    path.stem: json.loads(path.read_text("utf-8"))
-    for path in sorted((Path(protocol.__file__).parent / "vectors").glob("*.json"))
+    path.relative_to(FOLDER).with_suffix("").as_posix(): json.loads(path.read_text("utf-8"))
+    for path in sorted(FOLDER.rglob("*.json"))
 }
+OF_CONVERSATIONS = (ConversationMessage, ConversationChanged, HistoryReceived)
 
 
 def act(session: ClientSession, step: Map) -> list[Map]:
@@ -34,17 +37,29 @@ def act(session: ClientSession, step: Map) -> list[Map]:
             session.resume(step["id"], after=step.get("after", 0), text=step.get("text", ""))
         case "ping":
             session.ping(step["nonce"])
+        case "subscribe":
+            session.subscribe(step["conversation"], after=step.get("after", 0))
+        case "unsubscribe" | "again":
+            getattr(session, step["do"])(step["conversation"])
+        case "history":
+            fields = {name: step[name] for name in ("before", "after", "limit") if name in step}
+            session.history(step["conversation"], **fields)
+        case "conversation":
+            session.conversation(step["op"], step.get("conversation"), **step.get("fields", {}))
         case action:
             getattr(session, action)(step["id"])
     return []
 
 
-def deliver(session: ClientSession, codec: Codec, step: Map) -> None:
-    """Hand the server's frames over as they would come from a socket."""
+def deliver(session: ClientSession, codec: Codec, step: Map) -> list[Map]:
+    """Hand the server's frames over as they would come from a socket; those of conversations that were told."""
     encoded = [codec.encode(frame) for frame in step["server"]]
+    told: list[Map] = []
     for data in [codec.join(encoded)] if step.get("array") else encoded:
         for frame in codec.decode(data):
-            session.receive(frame)
+            events = session.receive(frame)
+            told += [event.frame for event in events if isinstance(event, OF_CONVERSATIONS)]
+    return told
 
 
 def normal(codec: Codec, frame: Map) -> Map:
@@ -72,11 +87,12 @@ def standing(message: ClientMessage) -> Map:
 @pytest.mark.parametrize("name", VECTORS)
 def test_vector(name: str, codec: Codec) -> None:
     vector = VECTORS[name]
-    assert vector["name"] == name
+    assert vector["name"] == name.rpartition("/")[2]
     session = ClientSession()
     for number, step in enumerate(vector["steps"]):
         if "server" in step:
-            deliver(session, codec, step)
+            told = deliver(session, codec, step)
+            assert told == step.get("told", []), f"after step {number}: {step}"
             sent = []
         else:
             sent = act(session, step)
@@ -84,6 +100,8 @@ def test_vector(name: str, codec: Codec) -> None:
         assert [normal(codec, frame) for frame in sent] == step["out"], f"after step {number}: {step}"
         for frame in sent:
             parse_client_frame(frame)
+    for conversation, cursor in vector.get("conversations", {}).items():
+        assert session.subscribed(conversation) == cursor
     assert session.messages.keys() == vector["final"].keys()
     for message_id, expected in vector["final"].items():
         found = standing(session.messages[message_id])

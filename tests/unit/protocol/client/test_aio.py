@@ -343,7 +343,7 @@ async def test_conversations() -> None:
 
     def talk(frame: Map, answer: list[Map]) -> list[Map]:
         if frame["type"] == "subscribe":
-            return [{"type": "message", "conversation": frame["conversation"], "id": "z", "role": "user"}]
+            return [{"type": "message", "conversation": frame["conversation"], "id": "z", "role": "user", "seq": 1}]
         if frame["type"] == "history":
             return [{"type": "history", "conversation": frame["conversation"], "messages": []}]
         return answer
@@ -352,11 +352,32 @@ async def test_conversations() -> None:
     async with server.running(), client_of(server, on_event=events.put_nowait) as client:
         client.subscribe("c")
         client.history("c", limit=3)
+        kinds = [type(await events.get()).__name__ for _ in range(3)]
         client.auth("new")
         client.unsubscribe("c")
-        kinds = [type(await events.get()).__name__ for _ in range(3)]
+        async with asyncio.timeout(5):
+            while len(server.arrived[0]) < 5:  # noqa: ASYNC110 - the server of this test has no event for it
+                await asyncio.sleep(0.01)
     assert kinds == [Welcomed.__name__, "ConversationMessage", "HistoryReceived"]
     assert [frame["type"] for frame in server.arrived[0][1:]] == ["subscribe", "history", "auth", "unsubscribe"]
+
+
+async def test_a_subscription_refused_for_now_is_asked_for_again() -> None:
+    events: asyncio.Queue[ClientEvent] = asyncio.Queue()
+    refused = {"code": "store_unavailable", "class": "temporary", "status": 503, "message": "", "retryable": True}
+    answers: list[list[Map]] = [
+        [{"type": "error", "re": "subscribe", "conversation": "c", "error": {**refused, "retry_after_ms": 10}}],
+        [{"type": "message", "conversation": "c", "id": "z", "role": "user", "seq": 1}],
+    ]
+
+    def talk(frame: Map, answer: list[Map]) -> list[Map]:
+        return answers.pop(0) if frame["type"] == "subscribe" else answer
+
+    server = SocketServer(counting, edit=talk)
+    async with server.running(), client_of(server, on_event=events.put_nowait) as client:
+        client.subscribe("c")
+        kinds = [type(await events.get()).__name__ for _ in range(3)]
+    assert kinds == [Welcomed.__name__, "ErrorReceived", "ConversationMessage"]
 
 
 def test_new_ids_differ_and_sort() -> None:

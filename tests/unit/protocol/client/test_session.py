@@ -51,6 +51,7 @@ def test_events() -> None:
     assert isinstance(event, Welcomed)
     assert (event.heartbeat_seconds, event.expires_in_seconds) == (20, 60)
     message = session.send("m", REQUEST)
+    session.subscribe("c")
     frames: list[Map] = [
         {"type": "accepted", "id": "m", "replay": False, "state": "queued", "seq": 0, "queue_position": 3},
         {"type": "attempt", "id": "m", "seq": 1, "attempt": 1, "target": "t", "model": "x", "mode": "fresh"},
@@ -58,7 +59,7 @@ def test_events() -> None:
         {"type": "error", "id": "m", "error": refusal("", "store_unavailable", retry_after_ms=250)["error"]},
         {"type": "failed", "id": "m", "seq": 3, "error": {"code": "internal"}, "usage": {"output_tokens": 1}},
         {"type": "quota", "limits": []},
-        {"type": "message", "conversation": "c", "id": "z", "role": "user"},
+        {"type": "message", "conversation": "c", "id": "z", "role": "user", "seq": 1},
         {"type": "history", "conversation": "c", "messages": []},
         {"type": "pong", "nonce": 7},
         {"type": "goaway", "reason": "deploy", "reconnect_after_ms": 1500},
