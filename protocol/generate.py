@@ -2,7 +2,7 @@
 
 - `protocol/schema/{client,server}.schema.json`: JSON Schema 2020-12 of either direction
 - `protocol/schema/asyncapi.json`: AsyncAPI 3.0
-- `protocol/schema/tidewire.d.ts`: TypeScript types
+- `protocol/schema/tidewire.d.ts`: TypeScript types; the same as `web-demo/src/client/wire.ts`, for the npm package
 - the tables in `docs/protocol.md` that stand between `<!-- generated: NAME -->` and `<!-- /generated -->`
 
 With `--check` nothing is written; the exit code is 1 if anything is stale.
@@ -37,6 +37,7 @@ Map = dict[str, Any]
 ROOT: Final = Path(__file__).resolve().parent.parent
 SCHEMA: Final = ROOT / "protocol" / "schema"
 DOCS: Final = ROOT / "docs" / "protocol.md"
+LIBRARY: Final = ROOT / "web-demo" / "src" / "client"
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 OUTPUT_CAP_ALIASES: Final = ("max_completion_tokens", "max_tokens")
 """Accepted in `send` beside `max_output_tokens`; a validator maps them, so the models don't show them."""
@@ -63,6 +64,8 @@ def outputs() -> dict[Path, str]:
         SCHEMA / "asyncapi.json": _json(asyncapi()),
         SCHEMA / "tidewire.d.ts": typescript(),
     }
+    if LIBRARY.exists():
+        found[LIBRARY / "wire.ts"] = typescript()
     if DOCS.exists():
         found[DOCS] = fill_tables(DOCS.read_text("utf-8"))
     return found

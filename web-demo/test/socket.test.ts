@@ -1,8 +1,9 @@
 /** The shell: when it connects, resumes, worries and gives up. The clock and the network are passed in. */
 
-import { beforeEach, describe, expect, test } from "vitest";
-import type { ClientFrame, ServerFrame } from "../src/client/frames.ts";
-import { Client, type Clock, type WebSocketLike } from "../src/client/socket.ts";
+import { beforeEach, describe, expect, test, vi } from "vitest";
+import { ClientClosed, ConnectionFailed, MessageFailed, MessageRefused } from "../src/client/errors.ts";
+import { Client, type ClientOptions, type Clock, type WebSocketLike } from "../src/client/socket.ts";
+import type { ClientFrame, ErrorBody, ServerFrame, Welcome } from "../src/client/types.ts";
 
 class FakeClock implements Clock {
   time = 1_000_000;
@@ -62,17 +63,18 @@ class FakeSocket implements WebSocketLike {
     for (const frame of frames) this.onmessage?.({ data: JSON.stringify(frame) });
   }
 
-  welcome(resumed: { id: string; state: string; seq: number }[] = []): void {
+  welcome(resumed: { id: string; state: string; seq: number }[] = [], more: Partial<Welcome> = {}): void {
     this.open();
     this.say({
       ...{ type: "welcome", session: "s", user: "u", tier: "free", heartbeat_seconds: 20, max_frame_bytes: 1 << 20 },
       ...{ resumed, active: [], server_time: 0 },
+      ...more,
     } as ServerFrame);
   }
 
   pong(): void {
     const ping = this.sent.findLast((frame) => frame.type === "ping");
-    this.say({ type: "pong", nonce: ping?.type === "ping" ? ping.nonce : 0, open: [] });
+    this.say({ type: "pong", nonce: ping?.type === "ping" ? (ping.nonce ?? 0) : 0, open: [] });
   }
 
   types(): string[] {
@@ -109,7 +111,7 @@ let sockets: FakeSocket[];
 let page: FakePage;
 let storage: FakeStorage;
 
-function client(options: { token?: string } = {}): Client {
+function client(options: Partial<ClientOptions> = {}): Client {
   return new Client({
     url: "ws://test",
     clock,
@@ -335,4 +337,276 @@ test("an abort signal cancels, also after a reconnect", () => {
   clock.advance(1000);
   last().welcome([{ id: "m", state: "streaming", seq: 1 }]);
   expect(last().sent).toContainEqual({ type: "cancel", id: "m" });
+});
+
+const refusal: ErrorBody = {
+  code: "quota_exceeded",
+  class: "temporary",
+  status: 429,
+  message: "wait",
+  retryable: true,
+};
+const hashOfAb = "fb8e20fc2e4c3f248c60c39bd652f3c1347298bb977b8b4d5903b85055620603";
+const attempt = { type: "attempt", id: "m", seq: 1, attempt: 1, target: "a", model: "a", mode: "fresh" } as const;
+
+function done(seq: number): ServerFrame {
+  const end = { finish_reason: "stop", usage: {}, model: "a", target: "a", attempts: 1 };
+  return { type: "done", id: "m", seq, text_bytes: 2, text_sha256: hashOfAb, ...end };
+}
+
+describe("tokens", () => {
+  test("a source is asked before every connection", async () => {
+    let number = 0;
+    client({ token: async () => `t${++number}` }).start();
+    await vi.waitFor(() => expect(sockets).toHaveLength(1));
+    last().open();
+    expect(last().sent[0]).toMatchObject({ token: "t1" });
+    last().onclose?.({ code: 1006, reason: "" });
+    clock.advance(1_000);
+    await vi.waitFor(() => expect(sockets).toHaveLength(2));
+    last().open();
+    expect(last().sent[0]).toMatchObject({ token: "t2" });
+  });
+
+  test("are renewed on the open connection before they expire, again and again", async () => {
+    let number = 0;
+    client({ token: () => `t${++number}` }).start();
+    await vi.waitFor(() => expect(sockets).toHaveLength(1));
+    last().welcome([], { expires_in_seconds: 10, heartbeat_seconds: 3_600 });
+    clock.advance(7_999);
+    expect(last().types()).not.toContain("auth");
+    clock.advance(1);
+    await vi.waitFor(() => expect(last().sent).toContainEqual({ type: "auth", token: "t2" }));
+    await vi.waitFor(() => {
+      clock.advance(8_000);
+      expect(last().sent).toContainEqual({ type: "auth", token: "t3" });
+    });
+    expect(sockets).toHaveLength(1);
+  });
+
+  test("one that expired on the way is replaced once, then it is a failure", async () => {
+    const subject = client({ token: () => "stale" });
+    subject.start();
+    await vi.waitFor(() => expect(sockets).toHaveLength(1));
+    last().onclose?.({ code: 4401, reason: "" });
+    await vi.waitFor(() => expect(sockets).toHaveLength(2));
+    last().onclose?.({ code: 4401, reason: "" });
+    expect(subject.status).toMatchObject({ phase: "stopped", closeCode: 4401 });
+  });
+
+  test("a source that fails is asked again after the backoff", async () => {
+    let asked = 0;
+    const subject = client({
+      token: async () => {
+        if (++asked === 1) throw new Error("offline");
+        return "t";
+      },
+    });
+    subject.start();
+    await vi.waitFor(() => expect(subject.status.phase).toBe("waiting"));
+    expect(subject.lastError).toMatchObject({ code: "token_unavailable", retryable: true });
+    clock.advance(1_000);
+    await vi.waitFor(() => expect(sockets).toHaveLength(1));
+  });
+});
+
+describe("an awaited answer", () => {
+  test("is told in pieces, each once, across a reconnect, and checked at the end", async () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    const answer = subject.ask(question);
+    last().say({ type: "accepted", id: "m", replay: false, state: "streaming", seq: 0 }, attempt);
+    last().say({ type: "delta", id: "m", after: 1, seq: 2, text: "a" });
+    const pieces: string[] = [];
+    for await (const piece of answer) {
+      pieces.push(piece.text);
+      if (pieces.length > 1) continue;
+      last().onclose?.({ code: 1006, reason: "" });
+      clock.advance(1_000);
+      last().welcome([{ id: "m", state: "streaming", seq: 2 }]);
+      last().say({ type: "delta", id: "m", after: 2, seq: 3, text: "b" }, done(4));
+    }
+    expect(pieces).toEqual(["a", "b"]);
+    expect((await answer.done()).text).toBe("ab");
+  });
+
+  test("says what to forget when another attempt starts over", async () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    const answer = subject.ask(question);
+    last().say(attempt, { type: "delta", id: "m", after: 1, seq: 2, text: "wrong" });
+    const pieces: unknown[] = [];
+    for await (const piece of answer) {
+      pieces.push(piece);
+      if (pieces.length > 1) continue;
+      last().say({ ...attempt, after: 2, seq: 3, attempt: 2, mode: "restart" });
+      last().say({ type: "delta", id: "m", after: 3, seq: 4, text: "ab" }, done(5));
+    }
+    expect(pieces).toEqual([
+      { text: "wrong", reasoning: "", replaces: false },
+      { text: "ab", reasoning: "", replaces: true },
+    ]);
+  });
+
+  test("rejects with what the server said", async () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    const answer = subject.ask(question);
+    last().say({ type: "error", re: "send", id: "m", error: { ...refusal, retry_after_ms: 900 } });
+    const failure = await answer.accepted().catch((error) => error);
+    expect(failure).toBeInstanceOf(MessageRefused);
+    expect(failure).toMatchObject({ code: "quota_exceeded", retryable: true, retryAfterMs: 900, message: "wait" });
+  });
+
+  test("throws after the pieces of a message that failed", async () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    const answer = subject.ask(question);
+    last().say(attempt, { type: "delta", id: "m", after: 1, seq: 2, text: "a" });
+    last().say({ type: "failed", id: "m", seq: 3, error: refusal, usage: {}, partial: true });
+    const pieces: string[] = [];
+    const read = async (): Promise<void> => {
+      for await (const piece of answer) pieces.push(piece.text);
+    };
+    await expect(read()).rejects.toBeInstanceOf(MessageFailed);
+    expect(pieces).toEqual(["a"]);
+  });
+
+  test("ends with the connection that is refused, and with the client", async () => {
+    const refused = client();
+    refused.start();
+    const first = refused.ask(question).done();
+    last().open();
+    last().say({ type: "error", re: "hello", error: { ...refusal, code: "unauthenticated", retryable: false } });
+    last().onclose?.({ code: 4401, reason: "" });
+    await expect(first).rejects.toBeInstanceOf(ConnectionFailed);
+    await expect(first).rejects.toMatchObject({ code: "unauthenticated", closeCode: 4401 });
+    const closed = client({ storageKey: "other" });
+    closed.start();
+    const second = closed.ask(question).done();
+    closed.close();
+    await expect(second).rejects.toBeInstanceOf(ClientClosed);
+  });
+});
+
+describe("an abort signal", () => {
+  test("that was given to a follower of a resumed message cancels it", () => {
+    const subject = client();
+    const controller = new AbortController();
+    subject.start();
+    last().welcome();
+    subject.attach("m", { signal: controller.signal });
+    last().say({ type: "accepted", id: "m", replay: true, state: "streaming", seq: 9 });
+    controller.abort();
+    expect(last().sent.at(-1)).toEqual({ type: "cancel", id: "m" });
+  });
+
+  test("that is aborted already sends nothing", () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    const message = subject.send(question, { signal: AbortSignal.abort() });
+    expect(message.state).toBe("cancelled");
+    expect(last().types()).not.toContain("send");
+  });
+
+  test("is let go of at the end", () => {
+    const subject = client();
+    const controller = new AbortController();
+    const removed = vi.spyOn(controller.signal, "removeEventListener");
+    subject.start();
+    last().welcome();
+    subject.send(question, { signal: controller.signal });
+    last().say({ type: "error", re: "send", id: "m", error: refusal });
+    expect(removed).toHaveBeenCalledOnce();
+  });
+});
+
+test("what is larger than a frame is refused here, and what is not goes out", () => {
+  const subject = client();
+  subject.start();
+  last().welcome([], { max_frame_bytes: 600 });
+  last().pong();
+  const large = subject.send({ id: "large", messages: [{ role: "user", content: "é".repeat(300) }] });
+  expect(large).toMatchObject({ state: "refused", error: { code: "invalid_frame" } });
+  expect(last().closed).toBe(false);
+  last().onclose?.({ code: 1006, reason: "" });
+  for (let i = 0; i < 5; i++) subject.send({ id: `m${i}`, messages: [{ role: "user", content: "x".repeat(200) }] });
+  clock.advance(1_000);
+  last().welcome([], { max_frame_bytes: 600 });
+  expect(
+    last()
+      .types()
+      .filter((type) => type === "send"),
+  ).toHaveLength(5);
+});
+
+test("a platform without WebSocket is told what to give", () => {
+  vi.stubGlobal("WebSocket", undefined);
+  const subject = new Client({ url: "ws://test", clock });
+  expect(() => subject.start()).toThrow("new Client({ WebSocket })");
+  vi.unstubAllGlobals();
+});
+
+test("the WebSocket that is given is used", () => {
+  const opened: string[] = [];
+  class Given extends FakeSocket {
+    constructor(url: string, subprotocol: string) {
+      super();
+      opened.push(`${url} ${subprotocol}`);
+    }
+  }
+  new Client({ url: "ws://test", clock, WebSocket: Given }).start();
+  expect(opened).toEqual(["ws://test tidewire.v1.json"]);
+});
+
+describe("conversations", () => {
+  const notice = { type: "message", conversation: "c", id: "e1", role: "user" } as const;
+
+  test("are subscribed to again from the last event that was told, and none is told twice", () => {
+    const subject = client();
+    const told: number[] = [];
+    subject.on((event) => event.type === "notice" && told.push(event.frame.seq ?? 0));
+    subject.start();
+    last().welcome();
+    subject.subscribe("c", 4);
+    expect(last().sent.at(-1)).toEqual({ type: "subscribe", conversation: "c", after: 4 });
+    last().say({ ...notice, seq: 5 }, { type: "conversation", op: "queue", conversation: "c", seq: 6, queue: [] });
+    last().onclose?.({ code: 1006, reason: "" });
+    clock.advance(1_000);
+    last().welcome();
+    expect(last().sent).toContainEqual({ type: "subscribe", conversation: "c", after: 6 });
+    last().say({ ...notice, seq: 5 }, { ...notice, seq: 7 });
+    expect(told).toEqual([5, 7]);
+  });
+
+  test("are paged; a page that did not come is asked for again", () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    subject.history("c", { before: "e9", limit: 10 });
+    const page = { type: "history", conversation: "c", before: "e9", limit: 10 };
+    expect(last().sent.at(-1)).toEqual(page);
+    last().onclose?.({ code: 1006, reason: "" });
+    clock.advance(1_000);
+    last().welcome();
+    expect(last().sent).toContainEqual(page);
+    last().say({ type: "history", conversation: "c", messages: [] });
+    last().onclose?.({ code: 1006, reason: "" });
+    clock.advance(1_000);
+    last().welcome();
+    expect(last().sent).not.toContainEqual(page);
+  });
+
+  test("can be made, listed and named", () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    subject.conversation({ op: "create", conversation: "c", title: "Trip" });
+    expect(last().sent.at(-1)).toEqual({ type: "conversation", op: "create", conversation: "c", title: "Trip" });
+  });
 });

@@ -4,10 +4,10 @@ import { readdirSync, readFileSync } from "node:fs";
 import { decode, encode } from "@msgpack/msgpack";
 import { describe, expect, test } from "vitest";
 import { type Codec, jsonCodec } from "../src/client/codec.ts";
-import type { ClientFrame, SendRequest } from "../src/client/frames.ts";
 import type { Message } from "../src/client/message.ts";
 import { msgpackCodec } from "../src/client/msgpack.ts";
 import { Session } from "../src/client/session.ts";
+import type { ClientFrame, SendRequest } from "../src/client/types.ts";
 
 type Frame = Record<string, unknown>;
 

@@ -1,10 +1,9 @@
-/** How frames become WebSocket messages. JSON is here; msgpack is loaded only when it is asked for. */
+/** How frames become WebSocket messages. JSON is here, msgpack in `msgpack.ts`, so that nobody pays for it unasked. */
 
-import type { ClientFrame, ServerFrame } from "./frames.ts";
-import { SUBPROTOCOL_JSON } from "./frames.ts";
+import type { ClientFrame, ServerFrame, Subprotocol } from "./types.ts";
 
 export interface Codec {
-  readonly subprotocol: string;
+  readonly subprotocol: Subprotocol;
   encode(frames: ClientFrame[]): string | Uint8Array<ArrayBuffer>;
   /** The frames of one WebSocket message. Throws on what is not this codec. */
   decode(data: string | ArrayBuffer): ServerFrame[];
@@ -20,16 +19,10 @@ export function framesOf(value: unknown): ServerFrame[] {
 }
 
 export const jsonCodec: Codec = {
-  subprotocol: SUBPROTOCOL_JSON,
+  subprotocol: "tidewire.v1.json",
   encode: (frames) => JSON.stringify(envelope(frames)),
   decode(data) {
     if (typeof data !== "string") throw new TypeError("JSON frames travel in text messages");
     return framesOf(JSON.parse(data));
   },
 };
-
-export type CodecName = "json" | "msgpack";
-
-export async function loadCodec(name: CodecName): Promise<Codec> {
-  return name === "json" ? jsonCodec : (await import("./msgpack.ts")).msgpackCodec;
-}

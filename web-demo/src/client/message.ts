@@ -6,17 +6,8 @@
  * table has no row for is a frame that lost a race; it changes nothing.
  */
 
-import type {
-  AttemptFrame,
-  EndFrame,
-  ErrorBody,
-  FailedFrame,
-  SendRequest,
-  SnapshotFrame,
-  ToolCall,
-  Usage,
-} from "./frames.ts";
 import { sha256, utf8 } from "./sha256.ts";
+import type { Attempt, EndFrame, ErrorBody, Failed, SendRequest, Snapshot, ToolCall, Usage } from "./types.ts";
 
 /** How often the text may contradict its hash before the client gives up. */
 export const MAX_MISMATCHES = 3;
@@ -110,7 +101,7 @@ export class Message {
   /** Number of the attempt whose output this is; 0 = none yet. */
   attempt = 0;
   /** Those attempts that were seen. */
-  attempts: AttemptFrame[] = [];
+  attempts: Attempt[] = [];
   usage: Usage | undefined;
   /** Why it failed, was refused or lost. */
   error: ErrorBody | undefined;
@@ -131,7 +122,7 @@ export class Message {
   /** It was given to a connection that broke before the server answered. */
   uncertain = false;
   /** How it ended before a retry. */
-  earlierEnd: FailedFrame | undefined;
+  earlierEnd: Failed | undefined;
   /** `hello` asked the server about it, and the answer is not in yet. */
   probed = false;
   /** The last jump of the journal that the server was asked about. */
@@ -143,7 +134,7 @@ export class Message {
   unansweredPongs = 0;
   /** `seq` of the failure that a retry reopened; -1 = none. */
   reopenedAt = -1;
-  parts: SnapshotFrame[] | undefined;
+  parts: Snapshot[] | undefined;
 
   constructor(id: string, request: SendRequest | undefined, state: MessageState) {
     this.id = id;
@@ -182,16 +173,20 @@ export class Message {
     this.toolCalls = [];
   }
 
-  add(output: { text?: string | null; reasoning?: string | null; tool_calls?: ToolCall[] | null }): void {
+  add(output: {
+    text?: string | null;
+    reasoning?: string | null;
+    tool_calls?: Record<string, unknown>[] | null;
+  }): void {
     this.text += output.text ?? "";
     this.reasoning += output.reasoning ?? "";
-    output.tool_calls?.forEach((piece, position) => {
+    output.tool_calls?.forEach((piece: ToolCall, position) => {
       this.mergeToolCall(piece, piece.index ?? position);
     });
   }
 
   /** Put the parts of a snapshot in the place of all output. */
-  replace(parts: SnapshotFrame[]): void {
+  replace(parts: Snapshot[]): void {
     this.dropOutput();
     for (const part of parts) this.add(part);
     this.parts = undefined;

@@ -3,12 +3,11 @@
 import { decode, Encoder } from "@msgpack/msgpack";
 import type { Codec } from "./codec.ts";
 import { envelope, framesOf } from "./codec.ts";
-import { SUBPROTOCOL_MSGPACK } from "./frames.ts";
 
 const encoder = new Encoder({ ignoreUndefined: true });
 
 export const msgpackCodec: Codec = {
-  subprotocol: SUBPROTOCOL_MSGPACK,
+  subprotocol: "tidewire.v1.msgpack",
   encode: (frames) => encoder.encode(envelope(frames)),
   decode(data) {
     if (typeof data === "string") throw new TypeError("msgpack frames travel in binary messages");

@@ -6,34 +6,39 @@
  * starts over with the same session. The rules are those of `protocol/client/session.py`, and of protocol/vectors.
  */
 
+import { MAX_GAPS, MAX_MISMATCHES, Message, type SavedMessage, type Trigger } from "./message.ts";
 import type {
-  AcceptedFrame,
-  AttemptFrame,
-  CancelledFrame,
+  Accepted,
+  Attempt,
+  Cancelled,
   ClientFrame,
-  DeltaFrame,
-  DoneFrame,
+  ConversationFrame,
+  ConversationRequest,
+  Delta,
+  Done,
   EndFrame,
   ErrorBody,
   ErrorFrame,
-  FailedFrame,
-  GoawayFrame,
-  HelloFrame,
-  HistoryFrame,
+  Failed,
+  Goaway,
+  Hello,
+  History,
+  HistoryPage,
   Limit,
   MessageHead,
-  NoticeFrame,
-  PongFrame,
+  MessageNotice,
+  Pong,
   SendRequest,
   ServerFrame,
-  SnapshotFrame,
-  WelcomeFrame,
-} from "./frames.ts";
-import { MAX_RESUMES_PER_HELLO } from "./frames.ts";
-import { MAX_GAPS, MAX_MISMATCHES, Message, type SavedMessage, type Trigger } from "./message.ts";
+  Snapshot,
+  Subscribe,
+  Welcome,
+} from "./types.ts";
 
 export const CLIENT_NAME = "tidewire-web";
 export const CLIENT_VERSION = "1";
+/** One `hello` resumes at most so many messages; the others follow by frames of their own. */
+const MAX_RESUMES_PER_HELLO = 256;
 /** A takeover continues the journal at least so many numbers ahead; a smaller hole is never a jump. */
 const TAKEOVER_JUMP = 2 ** 20;
 /** Refusals that don't tell whether the same request, sent on an earlier connection, was started. */
@@ -43,16 +48,26 @@ const UNANSWERED_PONGS = 3;
 /** So many ids of forgotten messages are remembered, so that a late frame does not bring one back. */
 const MAX_FORGOTTEN = 1024;
 
+/** What happens to a conversation: these `op`s carry the `seq` of its log, answers to requests do not count. */
+const CONVERSATION_EVENTS = new Set(["created", "renamed", "chosen", "pinned", "unpinned", "removed", "queue"]);
+
 export type ResyncReason = "gap" | "snapshot" | "mismatch" | "behind" | "missing" | "unanswered";
 
+/** What an earlier run kept of a message. */
+export interface Kept {
+  after?: number;
+  text?: string;
+  reasoning?: string;
+}
+
 export type SessionEvent =
-  | { type: "welcomed"; frame: WelcomeFrame }
+  | { type: "welcomed"; frame: Welcome }
   /** The message exists: it was admitted now, or existed before (`replay`). */
   | { type: "accepted"; message: Message; replay: boolean }
   /** A target starts to answer. Unless `info.mode` is `continue`, output so far was dropped. */
-  | { type: "attempt"; message: Message; info: AttemptFrame }
+  | { type: "attempt"; message: Message; info: Attempt }
   /** New output, already applied to the message. */
-  | { type: "output"; message: Message; frame: DeltaFrame }
+  | { type: "output"; message: Message; frame: Delta }
   /** All output was replaced (a snapshot), or dropped to be told anew. */
   | { type: "replaced"; message: Message }
   /** Something was missing or wrong; a resume was sent. */
@@ -65,8 +80,11 @@ export type SessionEvent =
   | { type: "error"; message: Message | undefined; re: string | undefined; error: ErrorBody }
   | { type: "goaway"; reason: string; afterMs: number }
   | { type: "quota"; limits: Limit[] }
-  | { type: "notice"; frame: NoticeFrame }
-  | { type: "history"; frame: HistoryFrame }
+  /** A subscribed conversation got an entry, or one has ended. Each is told once. */
+  | { type: "notice"; frame: MessageNotice }
+  /** Something happened to a conversation (`frame.op` says what), or an operation on one was answered. */
+  | { type: "conversation"; frame: ConversationFrame }
+  | { type: "history"; frame: HistoryPage }
   | { type: "pong"; nonce: string | number | undefined };
 
 /** The server sent something that is not a frame of this protocol. Reconnect; the session stays usable. */
@@ -86,9 +104,10 @@ export class Session {
   draining = false;
 
   private queue: ClientFrame[] = [];
-  private readonly conversations = new Set<string>();
+  /** Subscribed conversation → the last `seq` of its log that was told. */
+  private readonly conversations = new Map<string, number>();
   private readonly forgotten = new Set<string>();
-  private pages: Extract<ClientFrame, { type: "history" }>[] = [];
+  private pages: History[] = [];
 
   /** The messages of which more is to come, on this connection or a later one. */
   get unfinished(): Message[] {
@@ -98,7 +117,7 @@ export class Session {
   // --- what the client wants -----------------------------------------------------------------------------------------
 
   /** The first frame of a new connection, with the resume points of up to 256 open messages. */
-  hello(): HelloFrame {
+  hello(): Hello {
     const points: { id: string; after: number }[] = [];
     for (const message of this.messages.values()) {
       message.probed = false;
@@ -145,7 +164,7 @@ export class Session {
    * Follow a message: again (then from its cursor), or one that is new to this session. For a new one `kept` is what
    * an earlier run kept of it; by default it is told whole.
    */
-  resume(id: string, kept: { after?: number; text?: string; reasoning?: string } = {}): Message {
+  resume(id: string, kept: Kept = {}): Message {
     const known = this.messages.get(id);
     if (known) {
       if (known.move("resume")) this.queueResume(known);
@@ -202,10 +221,13 @@ export class Session {
     this.put({ type: "auth", token });
   }
 
-  /** Follow every message of a conversation, from any device, on this and later connections. */
-  subscribe(conversation: string): void {
-    this.conversations.add(conversation);
-    this.put({ type: "subscribe", conversation });
+  /**
+   * Follow every message of a conversation, from any device, on this and later connections. `after` is the `seq` of the
+   * last page of its history, or of the last event that was kept; 0: from the beginning.
+   */
+  subscribe(conversation: string, after = 0): void {
+    this.conversations.set(conversation, after);
+    this.put(subscription(conversation, after));
   }
 
   unsubscribe(conversation: string): void {
@@ -214,10 +236,15 @@ export class Session {
   }
 
   /** Ask for a page of a conversation; asked again on a new connection until it came. */
-  history(conversation: string, options: { before?: string; limit?: number } = {}): void {
-    const frame = { type: "history" as const, conversation, limit: 50, ...options };
+  history(conversation: string, options: { before?: string; after?: string; limit?: number } = {}): void {
+    const frame: History = { type: "history", conversation, limit: 50, ...options };
     this.pages.push(frame);
     this.put(frame);
+  }
+
+  /** One operation on conversations (`create`, `list`, `rename`, …); the answer is a `conversation` event. */
+  conversation(request: Omit<ConversationRequest, "type">): void {
+    this.put({ type: "conversation", ...request });
   }
 
   /** Everything a later session needs to go on with the open messages. */
@@ -277,7 +304,9 @@ export class Session {
       case "quota":
         return [{ type: "quota", limits: frame.limits }];
       case "message":
-        return [{ type: "notice", frame }];
+        return this.isNew(frame.conversation, frame.seq) ? [{ type: "notice", frame }] : [];
+      case "conversation":
+        return this.onConversation(frame);
       case "history":
         return this.onHistory(frame);
       default:
@@ -298,7 +327,7 @@ export class Session {
 
   // --- output --------------------------------------------------------------------------------------------------------
 
-  private onDelta(frame: DeltaFrame): SessionEvent[] {
+  private onDelta(frame: Delta): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message) return [];
     if (frame.after !== message.cursor || !message.move("data")) {
@@ -309,7 +338,7 @@ export class Session {
     return [{ type: "output", message, frame }];
   }
 
-  private onAttempt(frame: AttemptFrame): SessionEvent[] {
+  private onAttempt(frame: Attempt): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.cursor) return [];
     if (frame.mode !== "continue") message.dropOutput();
@@ -322,7 +351,7 @@ export class Session {
     return [{ type: "attempt", message, info: frame }];
   }
 
-  private onSnapshot(frame: SnapshotFrame): SessionEvent[] {
+  private onSnapshot(frame: Snapshot): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message) return [];
     if (frame.part === 1) {
@@ -343,7 +372,7 @@ export class Session {
   // --- gaps ----------------------------------------------------------------------------------------------------------
 
   /** Whether events are missing before `frame`; without its `after`, a jump is believed once it was asked about. */
-  private isHole(message: Message, frame: AttemptFrame | EndFrame, verified = false): boolean {
+  private isHole(message: Message, frame: Attempt | EndFrame, verified = false): boolean {
     if (frame.after != null) return frame.after > message.cursor;
     const missing = frame.seq - message.cursor - 1;
     if (missing <= 0) return false;
@@ -388,7 +417,7 @@ export class Session {
 
   // --- ends ----------------------------------------------------------------------------------------------------------
 
-  private onVerifiedEnd(frame: DoneFrame | CancelledFrame): SessionEvent[] {
+  private onVerifiedEnd(frame: Done | Cancelled): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.reopenedAt) return [];
     const verified = message.matches(frame.text_bytes, frame.text_sha256);
@@ -397,7 +426,7 @@ export class Session {
     return message.state === "resyncing" ? [] : this.startOver(message);
   }
 
-  private onFailed(frame: FailedFrame): SessionEvent[] {
+  private onFailed(frame: Failed): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.reopenedAt) return [];
     if (this.isHole(message, frame)) return this.resync(message, "gap");
@@ -418,7 +447,7 @@ export class Session {
 
   // --- acceptance and errors -----------------------------------------------------------------------------------------
 
-  private onAccepted(frame: AcceptedFrame): SessionEvent[] {
+  private onAccepted(frame: Accepted): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message) return [];
     message.move("accept");
@@ -475,10 +504,10 @@ export class Session {
 
   // --- the connection ------------------------------------------------------------------------------------------------
 
-  private onWelcome(frame: WelcomeFrame): SessionEvent[] {
+  private onWelcome(frame: Welcome): SessionEvent[] {
     this.open = true;
     this.draining = false;
-    this.queue = [...this.conversations].map((conversation) => ({ type: "subscribe" as const, conversation }));
+    this.queue = [...this.conversations].map(([conversation, after]) => subscription(conversation, after));
     this.queue.push(...this.pages);
     const known = new Map(frame.resumed.map((head) => [head.id, head]));
     const events: SessionEvent[] = [{ type: "welcomed", frame }];
@@ -517,13 +546,13 @@ export class Session {
     return [{ type: "ended", message }];
   }
 
-  private onGoaway(frame: GoawayFrame): SessionEvent[] {
+  private onGoaway(frame: Goaway): SessionEvent[] {
     this.draining = true;
     this.queue = this.queue.filter((queued) => queued.type !== "send");
     return [{ type: "goaway", reason: frame.reason ?? "", afterMs: frame.reconnect_after_ms }];
   }
 
-  private onPong(frame: PongFrame): SessionEvent[] {
+  private onPong(frame: Pong): SessionEvent[] {
     const heads = new Map((frame.open ?? []).map((head) => [head.id, head.seq]));
     const events = this.unfinished.flatMap((message) => this.compareHead(message, heads.get(message.id)));
     events.push({ type: "pong", nonce: frame.nonce ?? undefined });
@@ -568,10 +597,29 @@ export class Session {
     return [{ type: "resyncing", message, reason }];
   }
 
-  private onHistory(frame: HistoryFrame): SessionEvent[] {
+  private onHistory(frame: HistoryPage): SessionEvent[] {
     const asked = this.pages.findIndex((page) => page.conversation === frame.conversation);
     if (asked >= 0) this.pages.splice(asked, 1);
     return [{ type: "history", frame }];
+  }
+
+  /** An answer (it moves no cursor), or something that happened to a conversation. */
+  private onConversation(frame: ConversationFrame): SessionEvent[] {
+    const { op, seq } = frame;
+    const conversation = frame.conversation ?? "";
+    if (op === "reset") this.conversations.set(conversation, seq ?? 0);
+    else if (op === "deleted") this.conversations.delete(conversation);
+    else if (CONVERSATION_EVENTS.has(op) && !this.isNew(conversation, seq)) return [];
+    return [{ type: "conversation", frame }];
+  }
+
+  /** Whether this event of a conversation's log has not been told yet; then it counts as told. */
+  private isNew(conversation: string, seq: number | null | undefined): boolean {
+    const known = this.conversations.get(conversation);
+    if (known === undefined || !seq) return true;
+    if (seq <= known) return false;
+    this.conversations.set(conversation, seq);
+    return true;
   }
 
   // --- helpers -------------------------------------------------------------------------------------------------------
@@ -602,6 +650,10 @@ export class Session {
   }
 }
 
+function subscription(conversation: string, after: number): Subscribe {
+  return { type: "subscribe", conversation, ...(after > 0 && { after }) };
+}
+
 const REQUIRED: Record<string, string[]> = {
   welcome: ["session", "user", "tier", "heartbeat_seconds", "max_frame_bytes", "resumed", "active"],
   accepted: ["id", "replay", "state"],
@@ -612,6 +664,8 @@ const REQUIRED: Record<string, string[]> = {
   failed: ["id", "seq", "error"],
   cancelled: ["id", "seq", "text_bytes", "text_sha256"],
   quota: ["limits"],
+  message: ["conversation", "id"],
+  conversation: ["op"],
   history: ["conversation"],
   error: ["error"],
   goaway: ["reconnect_after_ms"],

@@ -5,12 +5,15 @@
  * open messages in storage so that a reload goes on where it was.
  */
 
+import { Answer } from "./answer.ts";
 import { backoffMs, mayReconnect } from "./backoff.ts";
 import { type Codec, jsonCodec } from "./codec.ts";
-import type { SendRequest, WelcomeFrame } from "./frames.ts";
+import { newId } from "./ids.ts";
 import type { Message } from "./message.ts";
-import { Session, type SessionEvent } from "./session.ts";
+import { type Kept, Session, type SessionEvent } from "./session.ts";
+import { utf8 } from "./sha256.ts";
 import { type KeyValue, OpenStore } from "./store.ts";
+import type { ClientFrame, ConversationRequest, ErrorBody, SendRequest, Welcome } from "./types.ts";
 
 /** How long a connection may take to reach `welcome`, in milliseconds. */
 export const CONNECT_TIMEOUT_MS = 10_000;
@@ -24,6 +27,11 @@ export const STABLE_AFTER_MS = 5_000;
 export const RESUME_LATER_MS = 1_000;
 /** How often the open messages are written to storage while text arrives, in milliseconds. */
 export const SAVE_EVERY_MS = 1_000;
+/** A token is renewed after this share of its life. */
+export const RENEW_SHARE = 0.8;
+/** The longest time a timer of a browser can be set to, in milliseconds. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+const UNAUTHENTICATED = 4401;
 /** Closes that a later moment may heal by itself, so that waking up tries again: no hello in time, too many. */
 const HEALED_BY_TIME = new Set([4408, 4429]);
 
@@ -50,17 +58,39 @@ export interface Surroundings {
   removeEventListener(type: string, listener: () => void): void;
 }
 
+/** Gets a fresh token; asked before every connection and shortly before the token expires. */
+export type TokenSource = () => string | undefined | Promise<string | undefined>;
+export type Connect = (url: string, subprotocol: string) => WebSocketLike;
+
 export interface ClientOptions {
   url: string;
-  token?: string;
+  /** A JWT, an API key, or a function that gets one. */
+  token?: string | TokenSource;
   codec?: Codec;
+  /** Where the open messages are kept over a reload: `sessionStorage`, or the like. */
   storage?: KeyValue;
-  connect?: (url: string, subprotocol: string) => WebSocketLike;
+  /** The key in `storage`, for several clients on one page. */
+  storageKey?: string;
+  /** The platform's own unless given; Node 20 has none, the package `ws` is one. */
+  WebSocket?: new (
+    url: string,
+    subprotocol: string,
+  ) => unknown;
+  /** In place of `WebSocket`: whatever opens a connection, for instance `sharedTabs`. */
+  connect?: Connect;
   clock?: Clock;
   /** In [0, 1): spreads the reconnects. */
   random?: () => number;
-  window?: Surroundings;
-  document?: Surroundings & { readonly visibilityState: string };
+  /** Those of the page unless given; null for none. */
+  window?: Surroundings | null;
+  document?: PageState | null;
+}
+
+type PageState = Surroundings & { readonly visibilityState: string };
+
+export interface FollowOptions {
+  /** Cancels the message, at the server too. */
+  signal?: AbortSignal | undefined;
 }
 
 /** `waiting`: until `retryAt`; `stopped`: closed with a code that reconnecting would not mend; `closed`: by us. */
@@ -76,7 +106,7 @@ export interface Status {
   closeCode: number | undefined;
   /** How many connections came to `welcome`. */
   connections: number;
-  welcome: WelcomeFrame | undefined;
+  welcome: Welcome | undefined;
 }
 
 export type ClientEvent = SessionEvent | { type: "status"; status: Status };
@@ -86,6 +116,13 @@ const systemClock: Clock = {
   setTimeout: (callback, milliseconds) => setTimeout(callback, milliseconds),
   clearTimeout: (timer) => clearTimeout(timer),
 };
+
+const page = globalThis as { WebSocket?: unknown; window?: unknown; document?: unknown };
+
+/** `candidate` if it can be listened to: React Native has a `window` that cannot. */
+function listenable<T extends Surroundings>(candidate: unknown): T | undefined {
+  return typeof (candidate as T | undefined)?.addEventListener === "function" ? (candidate as T) : undefined;
+}
 
 export class Client {
   readonly session = new Session();
@@ -98,7 +135,17 @@ export class Client {
     welcome: undefined,
   };
 
+  /** The last error that concerned the connection and no message. */
+  lastError: ErrorBody | undefined;
+  /** Whether `start` was called. */
+  started = false;
+
   private readonly options: ClientOptions;
+  private readonly window: Surroundings | undefined;
+  private readonly document: PageState | undefined;
+  private tokenSource: TokenSource | undefined;
+  private tokenRefused = false;
+  private readonly releases = new Map<string, () => void>();
   private readonly clock: Clock;
   private readonly store: OpenStore;
   private readonly listeners = new Set<(event: ClientEvent) => void>();
@@ -106,6 +153,8 @@ export class Client {
   private socket: WebSocketLike | undefined;
   private codec: Codec;
   private failures = 0;
+  /** Number of the connection; what belongs to an earlier one is not heard. */
+  private attempt = 0;
   private openedAt = 0;
   private nonce = 0;
   private unanswered = new Map<number, number>();
@@ -114,8 +163,11 @@ export class Client {
     this.options = options;
     this.clock = options.clock ?? systemClock;
     this.codec = options.codec ?? jsonCodec;
-    this.session.token = options.token;
-    this.store = new OpenStore(options.storage);
+    if (typeof options.token === "function") this.tokenSource = options.token;
+    else this.session.token = options.token;
+    this.window = options.window === undefined ? listenable(page.window) : (options.window ?? undefined);
+    this.document = options.document === undefined ? listenable(page.document) : (options.document ?? undefined);
+    this.store = new OpenStore(options.storage, options.storageKey);
     this.session.restore(this.store.load());
   }
 
@@ -128,39 +180,54 @@ export class Client {
   /** Connect, and stay connected until `close`. */
   start(): void {
     if (this.status.phase !== "closed") return;
-    this.options.window?.addEventListener("online", this.wake);
-    this.options.window?.addEventListener("pageshow", this.wake);
-    this.options.window?.addEventListener("pagehide", this.saveNow);
-    this.options.document?.addEventListener("visibilitychange", this.visibility);
+    this.started = true;
+    this.window?.addEventListener("online", this.wake);
+    this.window?.addEventListener("pageshow", this.wake);
+    this.window?.addEventListener("pagehide", this.saveNow);
+    this.document?.addEventListener("visibilitychange", this.visibility);
     this.connect();
   }
 
   /** Disconnect for good. Open messages go on at the server and stay in storage. */
   close(): void {
     this.saveNow();
-    this.options.window?.removeEventListener("online", this.wake);
-    this.options.window?.removeEventListener("pageshow", this.wake);
-    this.options.window?.removeEventListener("pagehide", this.saveNow);
-    this.options.document?.removeEventListener("visibilitychange", this.visibility);
+    this.window?.removeEventListener("online", this.wake);
+    this.window?.removeEventListener("pageshow", this.wake);
+    this.window?.removeEventListener("pagehide", this.saveNow);
+    this.document?.removeEventListener("visibilitychange", this.visibility);
     this.drop();
     this.update({ phase: "closed", retryAt: undefined });
   }
 
   // --- requests ------------------------------------------------------------------------------------------------------
 
-  /** Ask for a message; works offline too. `signal` cancels it. */
-  send(request: SendRequest, options: { signal?: AbortSignal } = {}): Message {
+  /** Ask for a message; works offline too. */
+  send(request: SendRequest, options: FollowOptions = {}): Message {
     const message = this.session.send(request);
-    options.signal?.addEventListener("abort", () => this.cancel(request.id), { once: true });
+    this.abortWith(options.signal, message);
     this.afterRequest();
     return message;
   }
 
+  /** Like `send`, for `for await (const piece of client.ask(…))`; makes an id if there is none. */
+  ask(request: Omit<SendRequest, "id"> & { id?: string }, options: FollowOptions = {}): Answer {
+    return new Answer(this, this.send({ ...request, id: request.id ?? newId() }, options));
+  }
+
   /** Follow a message that was asked for elsewhere, or in an earlier life of the page. */
-  follow(id: string): Message {
-    const message = this.session.resume(id);
+  follow(id: string, options: FollowOptions & Kept = {}): Message {
+    const message = this.session.resume(id, options);
+    this.abortWith(options.signal, message);
     this.afterRequest();
     return message;
+  }
+
+  /** Like `follow`, to be awaited or iterated. A message that this client follows already is only awaited. */
+  attach(id: string, options: FollowOptions & Kept = {}): Answer {
+    const known = this.session.messages.get(id);
+    if (!known || known.state === "detached") return new Answer(this, this.follow(id, options));
+    this.abortWith(options.signal, known);
+    return new Answer(this, known);
   }
 
   cancel(id: string): void {
@@ -180,8 +247,37 @@ export class Client {
     this.afterRequest();
   }
 
-  /** Use another token from now on; a connection that was refused is tried again. */
+  /** Drop an ended or detached message from memory. */
+  forget(id: string): void {
+    this.session.forget(id);
+  }
+
+  /** Follow every message of a conversation, from the event `after` of its log on. */
+  subscribe(conversation: string, after = 0): void {
+    this.session.subscribe(conversation, after);
+    this.flush();
+  }
+
+  unsubscribe(conversation: string): void {
+    this.session.unsubscribe(conversation);
+    this.flush();
+  }
+
+  /** Ask for a page of a conversation; it comes as a `history` event. */
+  history(conversation: string, options: { before?: string; after?: string; limit?: number } = {}): void {
+    this.session.history(conversation, options);
+    this.flush();
+  }
+
+  /** One operation on conversations; the answer comes as a `conversation` event. */
+  conversation(request: Omit<ConversationRequest, "type">): void {
+    this.session.conversation(request);
+    this.flush();
+  }
+
+  /** Use another token from now on, in place of a token source too; a refused connection is tried again. */
   setToken(token: string | undefined): void {
+    this.tokenSource = undefined;
     this.session.token = token;
     if (token !== undefined) this.session.auth(token);
     this.flush();
@@ -228,7 +324,7 @@ export class Client {
 
   private readonly wake = (): void => this.check();
   private readonly visibility = (): void => {
-    if (this.options.document?.visibilityState === "visible") this.check();
+    if (this.document?.visibilityState === "visible") this.check();
     else this.saveNow();
   };
 
@@ -236,16 +332,52 @@ export class Client {
     this.drop();
     this.update({ phase: "connecting", retryAt: undefined, closeCode: undefined, roundTripMs: undefined });
     this.arm("connect", CONNECT_TIMEOUT_MS, () => this.onLost(1006));
-    const open = this.options.connect ?? ((url, subprotocol) => new WebSocket(url, subprotocol) as WebSocketLike);
-    const socket = open(this.options.url, this.codec.subprotocol);
+    const attempt = ++this.attempt;
+    const current = (): boolean => this.attempt === attempt && this.status.phase === "connecting";
+    if (!this.tokenSource) {
+      this.open();
+      return;
+    }
+    this.freshToken().then(
+      () => current() && this.open(),
+      (error) => current() && this.onNoToken(error),
+    );
+  }
+
+  private async freshToken(): Promise<void> {
+    const token = await this.tokenSource?.();
+    if (this.tokenSource) this.session.token = token;
+  }
+
+  private onNoToken(error: unknown): void {
+    const message = `the token source failed: ${error instanceof Error ? error.message : String(error)}`;
+    const body: ErrorBody = { code: "token_unavailable", class: "temporary", status: 503, message, retryable: true };
+    this.emit([{ type: "error", message: undefined, re: "hello", error: body }]);
+    this.onLost(1006);
+  }
+
+  private open(): void {
+    const socket = this.newSocket();
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      socket.send(this.codec.encode([this.session.hello()]));
+      this.transmit([this.session.hello()]);
     };
     socket.onmessage = ({ data }) => this.onData(data as string | ArrayBuffer);
     socket.onclose = ({ code }) => this.onLost(code);
     socket.onerror = () => undefined; // A close always follows.
+  }
+
+  private newSocket(): WebSocketLike {
+    const { url, connect } = this.options;
+    if (connect) return connect(url, this.codec.subprotocol);
+    const Socket = this.options.WebSocket ?? (page.WebSocket as ClientOptions["WebSocket"]);
+    if (!Socket) {
+      throw new TypeError(
+        "this platform has no WebSocket: give one, as in new Client({ WebSocket }) with that of the package ws",
+      );
+    }
+    return new Socket(url, this.codec.subprotocol) as WebSocketLike;
   }
 
   private onData(data: string | ArrayBuffer): void {
@@ -264,6 +396,11 @@ export class Client {
     const stable = this.status.phase === "open" && this.clock.now() - this.openedAt >= STABLE_AFTER_MS;
     this.drop();
     this.failures = stable ? 1 : this.failures + 1;
+    if (code === UNAUTHENTICATED && this.tokenSource && !this.tokenRefused) {
+      this.tokenRefused = true; // It expired on the way; a fresh one is tried once.
+      this.connect();
+      return;
+    }
     if (!mayReconnect(code)) {
       this.update({ phase: "stopped", closeCode: code, retryAt: undefined });
       return;
@@ -288,12 +425,35 @@ export class Client {
     socket.close();
   }
 
-  private onWelcome(frame: WelcomeFrame): void {
+  private onWelcome(frame: Welcome): void {
     this.disarm("connect");
+    this.tokenRefused = false;
+    this.lastError = undefined;
+    if (this.tokenSource && frame.expires_in_seconds != null) {
+      this.renewAfter(RENEW_SHARE * frame.expires_in_seconds * 1000);
+    }
     this.openedAt = this.clock.now();
     this.update({ phase: "open", welcome: frame, connections: this.status.connections + 1 });
     this.ping();
     this.heartbeat(frame.heartbeat_seconds * 1000);
+  }
+
+  /** Renew the token on the open connection, and again as long after; a failure is tried again a tenth later. */
+  private renewAfter(milliseconds: number, lifeMs = milliseconds): void {
+    this.arm("renew", Math.min(milliseconds, LONGEST_TIMER_MS), () => {
+      const attempt = this.attempt;
+      this.freshToken().then(
+        () => {
+          if (attempt !== this.attempt || !this.tokenSource || !this.session.token) return;
+          this.session.auth(this.session.token);
+          this.flush();
+          this.renewAfter(lifeMs);
+        },
+        () => {
+          if (attempt === this.attempt) this.renewAfter(lifeMs / 10, lifeMs);
+        },
+      );
+    });
   }
 
   private heartbeat(everyMs: number): void {
@@ -328,15 +488,37 @@ export class Client {
       else if (event.type === "goaway") this.arm("goaway", event.afterMs, () => this.connect());
       else if (event.type === "stalled") this.resumeLater(event.message, event.afterMs ?? RESUME_LATER_MS);
       else if (event.type === "output") this.saveSoon();
-      else if (event.type === "ended" || event.type === "accepted") this.saveNow();
+      else if (event.type === "accepted") this.saveNow();
+      else if (event.type === "ended") this.onEnded(event.message);
+      else if (event.type === "error" && !event.message) this.lastError = event.error;
       this.tell(event);
     }
   }
 
   private resumeLater(message: Message, afterMs: number): void {
     this.arm(`later ${message.id}`, afterMs, () => {
-      this.session.resume(message.id);
+      if (message.state === "stalled" || message.state === "sending") this.session.resume(message.id);
       this.flush();
+    });
+  }
+
+  private onEnded(message: Message): void {
+    this.releases.get(message.id)?.();
+    this.saveNow();
+  }
+
+  private abortWith(signal: AbortSignal | undefined, message: Message): void {
+    if (!signal || message.ended) return;
+    const abort = (): void => this.cancel(message.id);
+    this.releases.get(message.id)?.();
+    if (signal.aborted) {
+      abort();
+      return;
+    }
+    signal.addEventListener("abort", abort, { once: true });
+    this.releases.set(message.id, () => {
+      signal.removeEventListener("abort", abort);
+      this.releases.delete(message.id);
     });
   }
 
@@ -347,7 +529,33 @@ export class Client {
 
   private flush(): void {
     const frames = this.session.outgoing();
-    if (frames.length > 0) this.socket?.send(this.codec.encode(frames));
+    if (frames.length > 0) this.transmit(frames);
+  }
+
+  /** Send frames, as many as fit in one WebSocket message each time. */
+  private transmit(frames: ClientFrame[]): void {
+    const data = this.codec.encode(frames);
+    const limit = this.status.welcome?.max_frame_bytes ?? Number.POSITIVE_INFINITY;
+    const size = sizeOf(data, limit);
+    const [first] = frames;
+    if (size <= limit || !first) {
+      this.socket?.send(data);
+    } else if (frames.length > 1) {
+      const half = frames.length >> 1;
+      this.transmit(frames.slice(0, half));
+      this.transmit(frames.slice(half));
+    } else if (first.type === "send") {
+      this.refuseOversized(first.id, size, limit);
+    } else {
+      this.socket?.send(data);
+    }
+  }
+
+  /** What the server would close the whole connection for is refused here, for this message alone. */
+  private refuseOversized(id: string, size: number, limit: number): void {
+    const message = `the request takes ${size} bytes, the server accepts ${limit}`;
+    const error: ErrorBody = { code: "invalid_frame", class: "permanent", status: 400, message, retryable: false };
+    this.emit(this.session.receive({ type: "error", re: "send", id, error }));
   }
 
   private saveSoon(): void {
@@ -380,4 +588,10 @@ export class Client {
     if (this.timers.has(name)) this.clock.clearTimeout(this.timers.get(name) as never);
     this.timers.delete(name);
   }
+}
+
+/** The size of a WebSocket message in bytes; of a text only as exactly as `limit` makes necessary. */
+function sizeOf(data: string | Uint8Array, limit: number): number {
+  if (typeof data !== "string") return data.length;
+  return data.length * 3 <= limit ? data.length : utf8(data).length;
 }

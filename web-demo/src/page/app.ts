@@ -1,15 +1,8 @@
 /** The page: it wires the client library to the views and keeps the turns. */
 
-import {
-  type Client,
-  type ClientEvent,
-  type CodecName,
-  loadCodec,
-  type Message,
-  newId,
-  type Status,
-} from "../client/index.ts";
+import { type Client, type ClientEvent, type Message, newId, type Status } from "../client/index.ts";
 import { TurnView } from "./answer.ts";
+import { type CodecName, loadCodec } from "./codec.ts";
 import { Composer } from "./composer.ts";
 import { ConnectionView } from "./connection.ts";
 import { h, icon, setText } from "./dom.ts";

@@ -1,6 +1,7 @@
 import "./style.css";
-import { Client, loadCodec } from "../client/index.ts";
+import { Client } from "../client/index.ts";
 import { App } from "./app.ts";
+import { loadCodec } from "./codec.ts";
 import { preferences, storageOf } from "./settings.ts";
 
 /** The WebSocket beside this page. */

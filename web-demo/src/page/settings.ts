@@ -1,6 +1,7 @@
 /** What the user chose, kept in this browser, and the menu to choose it. */
 
-import type { CodecName, Status } from "../client/index.ts";
+import type { Status } from "../client/index.ts";
+import type { CodecName } from "./codec.ts";
 import { h, icon, setText } from "./dom.ts";
 import { strings } from "./strings.ts";
 

@@ -55,7 +55,7 @@ export function answerOf(message: Message): Answer {
     ...(end ? { outputTokens: end.usage.output_tokens } : {}),
     ...(done?.cost_usd == null ? {} : { costUsd: done.cost_usd }),
     ...(done ? { finishReason: done.finish_reason } : {}),
-    ...(attempt && attempt.attempt > 1 ? { switched: attempt.reason?.code ?? "" } : {}),
+    ...(attempt && attempt.attempt > 1 ? { switched: String(attempt.reason?.code ?? "") } : {}),
     ...(message.error ? { error: message.error } : {}),
   };
 }
