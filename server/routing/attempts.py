@@ -109,8 +109,8 @@ class Plan:
     """Why the next attempt follows."""
     may_continue: bool = True
     _passed: set[str] = field(default_factory=set)
-    _counts: dict[str, Any] | None = None
-    """By how much the input was too long, if it was."""
+    _nearest: tuple[Reason, Mapping[str, Any]] | None = None
+    """Why the input did not fit the target that has most room of those it did not fit, and the counts."""
     _too_small: int = 0
     """A context of this size was not enough."""
 
@@ -130,11 +130,13 @@ class Plan:
         self._passed.add(target)
         self.held[target] = (wait_seconds, state)
 
-    def too_long(self, target: str, reason: Reason, details: dict[str, Any] | None) -> None:
-        """What must be sent does not fit `target`; `details` tells the counts."""
+    def too_long(self, target: str, reason: Reason, counts: Mapping[str, Any] | None) -> None:
+        """What must be sent does not fit `target`; `counts`: `input_tokens`, `room_tokens`."""
         self._passed.add(target)
         self.failures.append((target, reason))
-        self._counts = details
+        assert counts is not None
+        if self._nearest is None or counts["room_tokens"] > self._nearest[1]["room_tokens"]:
+            self._nearest = reason, counts
 
     def start(self, target: str, shown: Shown, reason: Reason | None = None) -> Try:
         """The attempt at `target`; `reason`, if it is another than that of the last failure."""
@@ -176,11 +178,17 @@ class Plan:
         return self._all_failed("temporary", earliest)
 
     def _permanently(self, reasons: list[Reason]) -> GiveUp:
+        row = ERRORS["context_length_exceeded"]
         if not reasons:
-            row = ERRORS["context_length_exceeded"]
-            return GiveUp(row.code, "the input is larger than the context of every target", row.error_class)
+            room = max(self.route.context_tokens.values())
+            text = f"the input takes at least {self.least_tokens} tokens; the largest context has {room}"
+            counts = {"input_tokens": self.least_tokens, "room_tokens": room}
+            return GiveUp(row.code, text, row.error_class, details=counts)
         if len({reason.code for reason in reasons}) == 1:
-            return GiveUp(reasons[0].code, reasons[0].message, "permanent")
+            reason, details = reasons[0], None
+            if self._nearest is not None:
+                reason, details = self._nearest
+            return GiveUp(reason.code, reason.message, "permanent", details=details)
         return self._all_failed("permanent", None)
 
     def _all_failed(self, error_class: ErrorClass, retry_after_ms: int | None) -> GiveUp:

@@ -102,6 +102,31 @@ def test_an_input_that_cannot_fit_is_refused_before_the_call() -> None:
     assert plan.candidate() is None
     verdict = plan.exhausted(no_wait)
     assert (verdict.code, verdict.error_class) == ("context_length_exceeded", "permanent")
+    assert verdict.details == {"input_tokens": 1001, "room_tokens": 1000}
+
+
+def test_what_fits_nowhere_is_told_with_the_counts_of_the_largest_room() -> None:
+    plan = Plan(route())
+    for name, room in (("a", 500), ("b", 800), ("c", 700)):
+        assert plan.candidate() == name
+        counts = {"input_tokens": 900, "room_tokens": room}
+        plan.too_long(name, Reason("context_length_exceeded", f"room for {room}", "permanent"), counts)
+    verdict = plan.exhausted(no_wait)
+    assert (verdict.code, verdict.message, verdict.error_class) == (
+        "context_length_exceeded",
+        "room for 800",
+        "permanent",
+    )
+    assert verdict.details == {"input_tokens": 900, "room_tokens": 800}
+
+
+def test_counts_are_told_only_where_every_target_was_too_small() -> None:
+    plan = Plan(route(2))
+    reason = Reason("context_length_exceeded", "room for 5", "permanent")
+    plan.too_long("a", reason, {"input_tokens": 9, "room_tokens": 5})
+    verdict = fails(plan, begin(plan), Fault.REJECTED)
+    assert verdict is not None
+    assert (verdict.code, verdict.details) == ("upstream_rejected", None)
 
 
 def test_temporary_and_permanent_are_not_confused() -> None:
