@@ -37,6 +37,7 @@ from server.routing.attempts import Route
 from server.routing.gate import TargetState
 from server.routing.shared_breaker import SharedBreakers, Watched
 from server.sessions.actor import Closing, Peer, Session, SessionMeans
+from server.sessions.audience import Audience
 from server.sessions.outbound import error_frame, text_limit
 from server.store.keys import control_channel
 from server.store.link import Link, StoreError
@@ -106,6 +107,7 @@ class Node:
             Policies(settings),
             self.metrics,
             HOLDS_REMEMBERED * settings.messages.claim_seconds,
+            self.id,
             self._nodes,
         )
         self.quotas.start()
@@ -145,9 +147,8 @@ class Node:
             self.authenticator,
             self.metrics,
             settings.server.max_frame_bytes,
-            limits=self.quotas.view,
+            Audience(self.hub, self.quotas),
         )
-        self.quotas.say = self.session_means.audience.tell
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 20)

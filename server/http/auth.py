@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 
 from protocol.errors import ProtocolError
@@ -9,11 +11,20 @@ from server.access import scopes
 from server.access.identity import API_KEY_PREFIX, Principal
 from server.http.host import Api
 
+_WHO: Final = "tidewire.who"
+
 
 async def authenticate(api: Api, request: Request, scope: str = scopes.CHAT) -> Principal:
     """Who asks. Raises `ProtocolError`: `unauthenticated`, `token_expired`, `forbidden` without `scope`."""
     who = await api.host.authenticator.authenticate(bearer(request, api.settings.auth.anonymous))
     scopes.require(who.scopes, scope)
+    request.scope[_WHO] = who
+    return who
+
+
+def authenticated(request: Request) -> Principal | None:
+    """Who was let in with this request, if anybody was yet."""
+    who: Principal | None = request.scope.get(_WHO)
     return who
 
 

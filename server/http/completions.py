@@ -28,7 +28,6 @@ from server.http.edge import add_headers
 from server.http.errors import stored_error
 from server.http.host import Api
 from server.http.idempotency import MESSAGE_ID_HEADER, message_id
-from server.http.rates import rate_limit_headers
 from server.http.standing import Ending, details_of, read_whole
 from server.http.streaming import Stream
 from server.messages.origin import Origin
@@ -50,7 +49,6 @@ async def create(api: Api, request: Request) -> Response:
     add_headers(request, {MESSAGE_ID_HEADER: send_id})
     body = await bodies.read(request, ChatCompletionRequest, api.settings.server.max_frame_bytes)
     found, details = await ask(api.messages, who, to_send(body, send_id), time.time)
-    add_headers(request, rate_limit_headers(()))
     head = Head(found.id, int(details.created), body.model)
     if not body.stream:
         return WholeAnswer(api.messages, found, head)

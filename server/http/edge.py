@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from protocol.errors import ProtocolError
 from server.access.origins import OriginPolicy
 from server.http.errors import error_response
+from server.quotas.headers import HEADERS
 
 log = structlog.get_logger("http")
 
 API: Final = "/v1/"
 PREFLIGHT_SECONDS: Final = 7_200
-EXPOSED: Final = (
-    "Tidewire-Message-Id, X-Request-Id, Retry-After, Retry-After-Ms, X-Should-Retry, Location, RateLimit, "
-    "RateLimit-Policy"
+EXPOSED: Final = ", ".join(
+    ("Tidewire-Message-Id", "X-Request-Id", "Retry-After", "Retry-After-Ms", "X-Should-Retry", "Location", *HEADERS)
 )
 METHODS: Final = "GET, POST, PUT, PATCH, DELETE"
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")

@@ -11,6 +11,7 @@ from server.access.minting import Signer
 from server.access.origins import OriginPolicy
 from server.config import Settings
 from server.messages.service import Messages
+from server.quotas.service import Quotas
 from server.sessions.actor import Peer
 
 KEEPALIVE_SECONDS: Final = 15.0
@@ -19,13 +20,14 @@ gives up."""
 
 
 class Host(Protocol):
-    """The node. `messages` is there once it has started."""
+    """The node. `messages` and `quotas` are there once it has started."""
 
     settings: Settings
     environ: Mapping[str, str]
     authenticator: Authenticator
     origins: OriginPolicy
     messages: Messages
+    quotas: Quotas
     responses: set[Peer]
 
 

@@ -17,10 +17,19 @@ from pydantic.json_schema import models_json_schema
 from protocol.frames import VERSION
 from server.http import api_models
 from server.http.operations import OPERATIONS, Operation, Reply
+from server.quotas.headers import HEADERS
 
 FILE: Final = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 ALWAYS: Final = (401, 403, 500, 503)
 """Every operation may fail with these."""
+RETRIED: Final = frozenset({409, 429, 503, 504})
+"""Failures that tell when to come back."""
+NOBODY: Final = frozenset({401, 500})
+"""Failures of which nobody's limits can be told."""
+_RETRY: Final = {
+    "Retry-After": "Seconds after which to come back.",
+    "retry-after-ms": "The same in milliseconds.",
+}
 _REF: Final = "#/components/schemas/{model}"
 
 Map = dict[str, Any]
@@ -48,6 +57,10 @@ def document() -> Map:
         "paths": paths,
         "components": {
             "schemas": schemas,
+            "headers": {
+                name: {"description": meaning, "schema": {"type": "string"}}
+                for name, meaning in (_RETRY | HEADERS).items()
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JWT for a user."}
             },
@@ -71,6 +84,10 @@ def _ref(model: type[BaseModel]) -> Map:
     return {"$ref": _REF.format(model=model.__name__)}
 
 
+def _header(name: str) -> Map:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
 def _operation(operation: Operation) -> Map:
     made: Map = {
         "operationId": operation.name,
@@ -80,8 +97,13 @@ def _operation(operation: Operation) -> Map:
     for status in sorted({*ALWAYS, *operation.errors}):
         made["responses"][str(status)] = {
             "description": HTTPStatus(status).phrase,
+            "headers": {name: _header(name) for name in _RETRY} if status in RETRIED else {},
             "content": {"application/json": {"schema": _ref(api_models.ErrorAnswer)}},
         }
+    if operation.tells_limits:
+        for status, response in made["responses"].items():
+            if int(status) not in NOBODY:
+                response["headers"] = response.get("headers", {}) | {name: _header(name) for name in HEADERS}
     if operation.parameters:
         made["parameters"] = [dict(parameter) for parameter in operation.parameters]
     if operation.body is not None:

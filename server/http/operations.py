@@ -45,6 +45,8 @@ class Operation:
     """Statuses of its failures beside 401, 403, 500 and 503, which all have."""
     body: type[BaseModel] | None = None
     parameters: tuple[Mapping[str, Any], ...] = field(default=())
+    tells_limits: bool = False
+    """Whether its responses tell what is left of the asker's limits (`server.http.rates`)."""
 
     @property
     def summary(self) -> str:
@@ -89,6 +91,7 @@ OPERATIONS: Final = (
         (400, 404, 409, 413, 415, 422, 429, 504),
         models.ChatCompletionRequest,
         (_KEY,),
+        tells_limits=True,
     ),
     Operation(
         "GET",
@@ -98,6 +101,7 @@ OPERATIONS: Final = (
         {200: Reply("The message.", models.Message)},
         (400, 404),
         parameters=(_ID,),
+        tells_limits=True,
     ),
     Operation(
         "GET",
@@ -114,6 +118,7 @@ OPERATIONS: Final = (
             _parameter("Last-Event-ID", "header", "The last event the reader has.", _SEQ),
             _parameter("after", "query", "The same, where a header can't be sent.", _SEQ),
         ),
+        tells_limits=True,
     ),
     Operation(
         "POST",
@@ -123,6 +128,7 @@ OPERATIONS: Final = (
         {200: Reply("It has ended.", models.Message), 202: Reply("It will stop.", models.Message)},
         (400, 404),
         parameters=(_ID,),
+        tells_limits=True,
     ),
     Operation("GET", "/v1/models", routes.list_all, "listModels", {200: Reply("The routes.", models.ModelList)}),
     Operation(

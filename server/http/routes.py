@@ -14,26 +14,38 @@ from protocol.errors import ProtocolError
 from server.http.errors import error_response
 from server.http.host import KEEPALIVE_SECONDS, Api, Host
 from server.http.openapi import document
-from server.http.operations import OPERATIONS, Handler
+from server.http.operations import OPERATIONS, Operation
+from server.http.rates import tell_limits
 
 
 class Resource:
-    """One path: its handlers by method. ASGI, so that a wrong method is refused in our words."""
+    """One path: its operations by method. ASGI, so that a wrong method is refused in our words."""
 
-    def __init__(self, api: Api, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, api: Api, operations: Mapping[str, Operation]) -> None:
         self._api = api
-        self._handlers = handlers
-        self._allow = ", ".join(sorted(handlers))
+        self._operations = operations
+        self._allow = ", ".join(sorted(operations))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. Raises `ProtocolError` (`server.http.edge` answers it)."""
-        handler = self._handlers.get(scope["method"])
-        if handler is None:
+        operation = self._operations.get(scope["method"])
+        if operation is None:
             refused = ProtocolError("method_not_allowed", f"This path serves {self._allow}.")
             await error_response(refused, {"Allow": self._allow})(scope, receive, send)
             return
-        response = await handler(self._api, Request(scope, receive))
+        response = await self._answer(operation, Request(scope, receive))
         await response(scope, receive, send)
+
+    async def _answer(self, operation: Operation, request: Request) -> Response:
+        if not operation.tells_limits:
+            return await operation.serve(self._api, request)
+        try:
+            response = await operation.serve(self._api, request)
+        except ProtocolError:
+            await tell_limits(self._api, request)
+            raise
+        await tell_limits(self._api, request)
+        return response
 
 
 def routes(host: Host, keepalive_seconds: float = KEEPALIVE_SECONDS) -> list[Route]:
@@ -46,7 +58,7 @@ def routes(host: Host, keepalive_seconds: float = KEEPALIVE_SECONDS) -> list[Rou
 
     by_path = groupby(sorted(OPERATIONS, key=lambda one: one.path), key=lambda one: one.path)
     return [
-        *(Route(path, Resource(api, {one.method: one.serve for one in group})) for path, group in by_path),
+        *(Route(path, Resource(api, {one.method: one for one in group})) for path, group in by_path),
         Route("/openapi.json", openapi),
         Route("/v1/{rest:path}", _Nothing()),
     ]

@@ -215,17 +215,23 @@ class Hub:
             self._unsubscribe(channel)
             del self.channels[tag]
 
-    def listen(self, name: bytes, heard: Callable[[bytes], None]) -> None:
-        """Call `heard` with what is published on a shard channel that is no message's. It may be lost."""
+    def listen(self, name: bytes, heard: Callable[[bytes], None]) -> asyncio.Future[None]:
+        """Call `heard` with what is published on a shard channel that is no message's; empty: some may have been lost.
+
+        The future is done once Redis has confirmed it: nothing that is published later is missed.
+        """
         self._listeners[name] = heard
+        confirmed = self._confirm[name] = asyncio.get_running_loop().create_future()
         try:
             self._subscriber(name).push("SSUBSCRIBE", name)
         except StoreError:
             log.info("listen_put_off", channel=name)  # made up for when the topology is known again
+        return confirmed
 
     def unlisten(self, name: bytes) -> None:
         """Listen no more."""
         if self._listeners.pop(name, None) is not None:
+            self._confirm.pop(name).cancel()
             try:
                 self._subscriber(name).push("SUNSUBSCRIBE", name)
             except StoreError:

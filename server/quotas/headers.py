@@ -13,6 +13,20 @@ from typing import Any, Final
 WINDOWS: Final = {"tokens_per_minute": 60, "requests_per_minute": 60}
 _OPENAI: Final = {"tokens_per_minute": "tokens", "requests_per_minute": "requests"}
 _TENANT: Final = "tenant_"
+HEADERS: Final = {
+    "RateLimit-Policy": 'The limits that are rates: `"NAME";q=QUOTA;w=SECONDS`, comma-separated.',
+    "RateLimit": 'What is left of each: `"NAME";r=REMAINING;t=SECONDS` until it is full again.',
+    **{
+        f"x-ratelimit-{what}-{word}": f"{meaning} the tightest limit of {word} a minute."
+        for word in _OPENAI.values()
+        for what, meaning in (
+            ("limit", "The size of"),
+            ("remaining", "What is left of"),
+            ("reset", "After how long (`6m0s`) there is again the whole of"),
+        )
+    },
+}
+"""Every header that `rate_limit_headers` may make, and what it means."""
 
 
 def rate_limit_headers(limits: Sequence[Mapping[str, Any]]) -> dict[str, str]:

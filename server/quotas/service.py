@@ -14,9 +14,10 @@ import structlog
 from protocol.errors import ProtocolError
 from server.quotas.base import Hold, Order, Payer, Used
 from server.quotas.bucket import Bucket
-from server.quotas.limits import MICRO, PREFIXES, Policies, Policy, refused, shown
+from server.quotas.figures import read, sender
+from server.quotas.limits import MICRO, PREFIXES, SHOWN, Policies, Policy, refused, shown
 from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
-from server.store.keys import quota_clock, quota_hold, quota_owner, quota_tag, tenant_tag
+from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner, quota_tag, tenant_tag
 from server.store.link import StoreError
 from server.store.store import Store
 from server.telemetry.tasks import TaskOwner
@@ -31,8 +32,13 @@ STEP_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.25
 HOLDS_RETRY_MS: Final = 1_000
 """When to ask again for a slot: nobody knows when the next one is free."""
+RECENT_SECONDS: Final = 1.0
+"""For so long a user's figures that this node has just been told serve HTTP headers without asking Redis again."""
+RECENT_USERS: Final = 1_000
 
-Say = Callable[[Payer, list[dict[str, Any]]], None]
+Rows = list[dict[str, Any]]
+"""The `limits` of a `quota` frame."""
+Say = Callable[[Payer, Rows, int], None]
 
 
 class QuotaWatch(Protocol):
@@ -52,16 +58,18 @@ class Quotas:
         policies: Policies,
         watch: QuotaWatch,
         remember_seconds: float,
+        node: str,
         nodes: Callable[[], int] = lambda: 1,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.policies = policies
-        self.say: Say = lambda payer, limits: None
-        """Called with a user's limits after each admission and settlement."""
+        self.say: Say = lambda payer, limits, at_us: None
+        """Called with a user's limits, and the time at which they stood, after each admission and settlement."""
         self.held: dict[str, Hold] = {}
         """What this node renews, by hold id."""
         self._store = store
         self._watch = watch
+        self._node = node
         self._nodes = nodes
         self._lease_us = round(lease_seconds * MICRO)
         self._renew_seconds = lease_seconds / 3
@@ -70,6 +78,11 @@ class Quotas:
         """Tags this node has used: it keeps their clocks going."""
         self._outage: dict[str, Bucket] = {}
         """Buckets of an outage, each this node's share; empty while Redis answers."""
+        self._recent: dict[str, tuple[float, Rows]] = {}
+        """User → when it was told what."""
+        self._unsure: dict[str, Payer] = {}
+        """Users whose sessions may have missed something."""
+        self._looking = self._closed = False
         self._owner = TaskOwner("quotas")
 
     def start(self) -> None:
@@ -78,6 +91,7 @@ class Quotas:
 
     async def close(self) -> None:
         """Stop renewing. What was not settled is settled by who takes the messages over."""
+        self._closed = True
         await self._owner.close()
 
     # --- reserve ---------------------------------------------------------------------------------------------------
@@ -101,29 +115,39 @@ class Quotas:
             log.info("quota_unavailable", hold=hold.id, error=str(error))
             return self._in_outage(policy, hold, order.forced)
         self._outage.clear()
+        limits = self._learn(policy, hold.payer, reply[1], reply[4:])
         if reply[0] == b"refused":
             self._watch.quota("refused")
-            raise _refusal(refused(reply[3].decode()), int(reply[2]), self._limits(policy, reply[1], reply[4:]))
+            raise _refusal(refused(reply[3].decode()), int(reply[2]), limits)
         self._watch.quota(reply[0].decode())
         if reply[0] != b"settled":  # else the bill was paid before Redis forgot that the message had ended
             self.held[hold.id] = hold
-        self._tell(policy, hold.payer, reply[1], reply[4:])
+        self.say(hold.payer, limits, int(reply[1]))
         return hold
 
     async def _reserve(self, policy: Policy, hold: Hold, forced: bool, seconds: float | None = None) -> list[Any]:
         tag = quota_tag(hold.payer.tenant)
         self._tags.add(tag)
-        args = [hold.id, hold.tokens, hold.nano_dollars, self._lease_us, self._remember_ms, "1" if forced else ""]
-        keys = [quota_clock(tag), quota_hold(tag, hold.id), *_owner_keys(tag, hold.payer, policy)]
+        args = [
+            hold.id,
+            hold.tokens,
+            hold.nano_dollars,
+            self._lease_us,
+            self._remember_ms,
+            "1" if forced else "",
+            sender(self._node, hold.payer),
+        ]
         timing = {} if seconds is None else {"seconds": seconds}
-        reply: list[Any] = await self._store.run(RESERVE, keys, [*args, *_limit_args(policy)], **timing)
+        reply: list[Any] = await self._store.run(
+            RESERVE, _keys(hold.payer, hold.id, policy), [*args, *_limit_args(policy)], **timing
+        )
         return reply
 
     # --- settle ----------------------------------------------------------------------------------------------------
 
     async def settle(self, payer: Payer, hold: str, used: Used) -> None:
         """See `Quota`."""
-        policy, tag = self.policies.of(payer), quota_tag(payer.tenant)
+        policy = self.policies.of(payer)
         args = [
             hold,
             used.tokens,
@@ -131,13 +155,14 @@ class Quotas:
             self._lease_us,
             self._remember_ms,
             "" if used.dispatched else "1",
+            sender(self._node, payer),
         ]
-        keys = [quota_clock(tag), quota_hold(tag, hold), *_owner_keys(tag, payer, policy)]
+        keys = _keys(payer, hold, policy)
         reply = await self._store.run(SETTLE, keys, [*args, *_limit_args(policy)], STEP_SECONDS)
         self.held.pop(hold, None)
         if reply[0] != b"again":
             self._watch.quota("settled")
-            self._tell(policy, payer, reply[1], reply[2:])
+            self.say(payer, self._learn(policy, payer, reply[1], reply[2:]), int(reply[1]))
 
     def let_go(self, hold: str) -> None:
         """See `Quota`."""
@@ -179,22 +204,65 @@ class Quotas:
 
     # --- show ------------------------------------------------------------------------------------------------------
 
-    async def view(self, payer: Payer) -> list[dict[str, Any]]:
-        """The `limits` of a user, for `welcome` and for HTTP headers; empty if Redis does not answer."""
+    async def view(self, payer: Payer) -> Rows:
+        """The `limits` of a user as they stand; empty if Redis does not answer."""
+        limits, _ = await self._view(payer)
+        return limits
+
+    async def recent(self, payer: Payer) -> Rows:
+        """The `limits` of a user for HTTP headers: those of the admission just made here, else as `view`."""
+        told, limits = self._recent.get(payer.user, (0.0, []))
+        if limits and asyncio.get_running_loop().time() - told < RECENT_SECONDS:
+            return limits
+        return await self.view(payer)
+
+    async def _view(self, payer: Payer) -> tuple[Rows, int]:
         policy, tag = self.policies.of(payer), quota_tag(payer.tenant)
         keys = [quota_clock(tag), *_owner_keys(tag, payer, policy)]
         try:
             reply = await self._store.run(VIEW, keys, _limit_args(policy))
         except (StoreError, TimeoutError):
-            return []
-        return self._limits(policy, reply[0], reply[1:])
+            return [], 0
+        return self._learn(policy, payer, reply[0], reply[1:]), int(reply[0])
 
-    def _limits(self, policy: Policy, now: bytes, numbers: Iterable[bytes]) -> list[dict[str, Any]]:
-        at = int(now)
-        return shown(policy.owners, [int(number) for number in numbers], at, month_end_us(at))
+    def _learn(self, policy: Policy, payer: Payer, now: bytes, numbers: Iterable[bytes]) -> Rows:
+        """What a script's reply says is left; it is kept for `recent`."""
+        limits = _rows(policy, int(now), [int(number) for number in numbers])
+        self._recent.pop(payer.user, None)
+        self._recent[payer.user] = asyncio.get_running_loop().time(), limits
+        if len(self._recent) > RECENT_USERS:
+            del self._recent[next(iter(self._recent))]
+        return limits
 
-    def _tell(self, policy: Policy, payer: Payer, now: bytes, numbers: Iterable[bytes]) -> None:
-        self.say(payer, self._limits(policy, now, numbers))
+    # --- hear ------------------------------------------------------------------------------------------------------
+
+    def channel(self, payer: Payer) -> bytes:
+        """The shard channel on which other nodes tell of this user's limits."""
+        return quota_channel(quota_tag(payer.tenant), payer.user)
+
+    def heard(self, payer: Payer, data: bytes) -> None:
+        """Something was published on the channel of `payer`; empty: something may have been missed."""
+        if not data:
+            self._unsure[payer.user] = payer
+            if not self._looking and not self._closed:
+                self._looking = True
+                self._owner.start(self._look_again(), "look again")
+            return
+        figures = read(data)
+        policy = self.policies.of(figures.payer)
+        if figures.node != self._node and len(figures.numbers) == SHOWN * len(policy.owners):
+            self.say(figures.payer, _rows(policy, figures.at_us, figures.numbers), figures.at_us)
+
+    async def _look_again(self) -> None:
+        """Tell of what may have been missed, one user after the other: all of them are unsure after a failover."""
+        try:
+            while self._unsure:
+                payer = self._unsure.pop(next(iter(self._unsure)))
+                limits, at_us = await self._view(payer)
+                if limits:
+                    self.say(payer, limits, at_us)
+        finally:
+            self._looking = False
 
     # --- without Redis ----------------------------------------------------------------------------------------------
 
@@ -248,16 +316,23 @@ class Quotas:
         """Count what was admitted without Redis as soon as it answers; after its settlement this changes nothing."""
         while True:
             try:
-                await self._reserve(policy, hold, True, STEP_SECONDS)
+                reply = await self._reserve(policy, hold, True, STEP_SECONDS)
                 break
             except (StoreError, TimeoutError):
                 await asyncio.sleep(RETRY_SECONDS)
+        self.say(hold.payer, self._learn(policy, hold.payer, reply[1], reply[4:]), int(reply[1]))
         if hold.id in self.held:
             self.held[hold.id] = replace(hold, degraded=False)
 
 
 def _owners(payer: Payer) -> tuple[str, str]:
     return payer.user, tenant_tag(payer.tenant)
+
+
+def _keys(payer: Payer, hold: str, policy: Policy) -> list[bytes]:
+    tag = quota_tag(payer.tenant)
+    channel = quota_channel(tag, payer.user)
+    return [quota_clock(tag), quota_hold(tag, hold), channel, *_owner_keys(tag, payer, policy)]
 
 
 def _owner_keys(tag: str, payer: Payer, policy: Policy) -> list[bytes]:
@@ -267,11 +342,15 @@ def _owner_keys(tag: str, payer: Payer, policy: Policy) -> list[bytes]:
     return keys
 
 
+def _rows(policy: Policy, at_us: int, numbers: Sequence[int]) -> Rows:
+    return shown(policy.owners, numbers, at_us, month_end_us(at_us))
+
+
 def _limit_args(policy: Policy) -> list[int | str]:
     return [arg for limits in policy.owners for arg in limits.args()]
 
 
-def _refusal(limit: str, wait_us: int, limits: list[dict[str, Any]]) -> ProtocolError:
+def _refusal(limit: str, wait_us: int, limits: Rows) -> ProtocolError:
     wait_ms = -(-wait_us // 1000) or HOLDS_RETRY_MS
     row = next((row for row in limits if row["name"] == limit), None)
     return ProtocolError(

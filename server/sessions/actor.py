@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
 import structlog
@@ -25,7 +25,6 @@ from server.access.identity import Principal
 from server.access.limits import ConnectionLimits, frame_pace
 from server.config import ServerSettings
 from server.messages.service import Found, Messages, payer_of, unavailable
-from server.quotas.base import Payer
 from server.sessions.audience import Audience
 from server.sessions.outbound import Outbound, error_frame
 from server.store.link import StoreError
@@ -83,9 +82,7 @@ class SessionMeans:
     authenticator: Authenticates
     watch: SessionWatch
     max_frame_bytes: int
-    audience: Audience = field(default_factory=Audience)
-    limits: Callable[[Payer], Awaitable[list[dict[str, Any]]]] | None = None
-    """What is left of a user's limits, for `welcome`."""
+    audience: Audience
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +357,7 @@ class Session:
         scopes.require(who.scopes, scopes.CHAT)
         if self.who is None:
             self.connections.enter_user(user_of(who))
-            self.means.audience.join(payer_of(who).user, self)
+            self.means.audience.join(payer_of(who), self)
         self.who = who
         if who.expires_at is None:
             if self._deadline is not None:

@@ -42,7 +42,7 @@ async def hello(session: Session, frame: Hello) -> None:
     active, found, limits = await asyncio.gather(
         session.messages.active(who),
         asyncio.gather(*(_find(session, point) for point in frame.resume)),
-        _limits(session),
+        session.means.audience.limits(payer_of(who)),
     )
     known = [message for message in found if isinstance(message, Found)]
     welcome: dict[str, Any] = {
@@ -68,11 +68,6 @@ async def hello(session: Session, frame: Hello) -> None:
             await session.follow(message, point.after)
         except ProtocolError as error:
             session.say(error_frame("hello", point.id, error.as_dict()))
-
-
-async def _limits(session: Session) -> list[dict[str, Any]]:
-    limits = session.means.limits
-    return [] if limits is None else await limits(payer_of(session.principal))
 
 
 async def _find(session: Session, point: ResumePoint) -> Found | ProtocolError:

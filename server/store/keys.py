@@ -155,6 +155,11 @@ def quota_owner(tag: str, owner: str) -> tuple[bytes, bytes, bytes]:
     return f"{base}b:{owner}".encode(), f"{base}l:{owner}".encode(), f"{base}a:{owner}".encode()
 
 
+def quota_channel(tag: str, user: str) -> bytes:
+    """Shard channel on which the nodes with sessions of a user hear what is left of the user's limits."""
+    return f"{PREFIX}{{{tag}}}:n:{user}".encode()
+
+
 def quota_hold(tag: str, hold: str) -> bytes:
     """Hash: what is reserved for one run of one message, and how it was settled."""
     return f"{PREFIX}{{{tag}}}:h:{hold}".encode()

@@ -72,10 +72,23 @@ async def _cancel(r: Rig) -> None:
     await r.check_once("stop", messages)
 
 
+async def _quota_frames(r: Rig) -> None:
+    """What one node admits and settles, the user's sessions on the other are told, too."""
+    async with wire(r.nodes[0].url) as asking, wire(r.nodes[1].url) as other:
+        await asking.ask("told", ask("tokens=1000 rate=50", "told"))
+        for socket in (asking, other):
+            before = (await socket.quota(lambda now: True))["concurrent_messages"]["remaining"]
+            await read_until(asking, "told", 5)
+        await other.send({"type": "cancel", "id": "told"})
+        for socket in (asking, other):
+            await socket.quota(lambda now: now["concurrent_messages"]["remaining"] == before + 1)
+
+
 async def test_cluster_main_job_resume_cancel_and_takeover() -> None:
     with cluster() as group:
         async with rig(group.url, 2, group.urls()) as r:
             await _main_job(r)
+            await _quota_frames(r)
             await _cancel(r)
             await _takeover(r)
 

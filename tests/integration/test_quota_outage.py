@@ -55,7 +55,7 @@ async def store(valkey_url: str) -> AsyncIterator[CutOff]:
 def quotas(store: Store, counts: Counts, nodes: int = 1, **tier: Any) -> Quotas:
     data = {"targets": {"a": {"driver": "embedded"}}, "routes": {"default": {"targets": ["a"]}}}
     policies = Policies(parse({**data, "tiers": {"default": tier}}, {"HOME": "/h"}))
-    return Quotas(store, policies, counts, 1000.0, lambda: nodes)
+    return Quotas(store, policies, counts, 1000.0, "a node", lambda: nodes)
 
 
 def order(hold: str, tokens: int = 100) -> Order:

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
-from server.store.keys import quota_clock, quota_hold, quota_owner
+from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner
 from server.store.store import Script
 from tests.quota_book import Book
 
 LEASE = 30_000_000
 REMEMBER_MS = 100_000
 TAG = "q7"
+CHANNEL = quota_channel(TAG, "owner0")
 FUTURE = 4_000_000_000_000_000
 HOLDS = st.sampled_from([f"hold{number}" for number in range(6)])
 Limits = tuple[int | None, int | None, int | None, int | None]
@@ -41,12 +42,13 @@ class Scripts:
         return [int(x) if isinstance(x, str) and x.lstrip("-").isdigit() else x for x in found]
 
     def reserve(self, hold: str, tokens: int, nano: int = 0, forced: bool = False) -> list[Any]:
-        keys = [quota_clock(TAG), quota_hold(TAG, hold), *self.keys]
-        return self._run(RESERVE, keys, [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if forced else "", *self.args])
+        keys = [quota_clock(TAG), quota_hold(TAG, hold), CHANNEL, *self.keys]
+        args = [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if forced else "", "who", *self.args]
+        return self._run(RESERVE, keys, args)
 
     def settle(self, hold: str, tokens: int, nano: int = 0, undispatched: bool = False) -> list[Any]:
-        keys = [quota_clock(TAG), quota_hold(TAG, hold), *self.keys]
-        args = [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if undispatched else "", *self.args]
+        keys = [quota_clock(TAG), quota_hold(TAG, hold), CHANNEL, *self.keys]
+        args = [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if undispatched else "", "who", *self.args]
         return self._run(SETTLE, keys, args)
 
     def renew(self, holds: list[str]) -> list[Any]:
@@ -140,6 +142,24 @@ def test_a_refusal_changes_no_counter(scripts: Scripts) -> None:
     assert scripts.reserve("c", 1, 2_000)[0] == "refused"
     assert scripts.view() == before
     assert not scripts.client.exists(quota_hold(TAG, "b"), quota_hold(TAG, "c"))
+
+
+def test_what_changes_is_published_and_nothing_else(scripts: Scripts) -> None:
+    listener = scripts.client.pubsub()
+    listener.ssubscribe(CHANNEL)
+    listener.get_message(timeout=5)
+    scripts.seen(FUTURE)
+    told = [scripts.reserve("a", 900)[4:], scripts.reserve("a", 950)[4:]]
+    assert scripts.reserve("b", 1000)[0] == "refused"
+    told += [scripts.settle("a", 100)[2:], scripts.settle("never-held", 5)[2:]]
+    scripts.settle("a", 100)
+    scripts.reserve("a", 900)
+    for numbers in told:
+        message = listener.get_message(timeout=5)
+        assert message is not None
+        assert message["data"] == f"{FUTURE} {' '.join(map(str, numbers))}\nwho"
+    assert listener.get_message(timeout=0.05) is None
+    listener.close()
 
 
 def test_redis_clock_stepping_back_refills_nothing_twice(scripts: Scripts) -> None:

@@ -52,6 +52,58 @@ async def test_limits_are_told_in_welcome_and_after_every_change(valkey_url: str
             assert now["tokens_per_minute"]["remaining"] > 6000 - 100
 
 
+async def test_every_session_of_the_user_on_every_node_is_told(valkey_url: str) -> None:
+    limits = {"tokens_per_minute": 6000, "concurrent_messages": 3, "max_output_tokens": 100}
+    async with place(valkey_url, **limits) as (node, upstream):
+        settings = settings_for(valkey_url, upstream.url, {"tiers": {"default": limits}})
+        async with (
+            running_node(settings) as second,
+            running_node(settings) as third,
+            wire(node.url) as asking,
+            wire(second.url) as one,
+            wire(second.url) as two,
+            wire(third.url) as far,
+        ):
+            await asking.ask("m1", "script tokens=10 hang=mid")
+            for client in (asking, one, two, far):
+                now = await client.quota(lambda now: now["concurrent_messages"]["remaining"] == 2)
+                assert now["tokens_per_minute"]["remaining"] <= 6000 - 100
+            await far.send({"type": "cancel", "id": "m1"})
+            for client in (asking, one, two, far):
+                now = await client.quota(lambda now: now["concurrent_messages"]["remaining"] == 3)
+                assert now["tokens_per_minute"]["remaining"] > 6000 - 100
+            for client in (asking, one, two, far):
+                await client.quiet()
+                assert len(client.quotas) == 2, "an admission and a settlement, each told once"
+
+
+async def test_nobody_listens_where_the_user_has_no_session(valkey_url: str) -> None:
+    async with (
+        place(valkey_url, tokens_per_minute=6000) as (node, _),
+        redis.asyncio.Redis.from_url(valkey_url, decode_responses=True) as store,
+    ):
+
+        async def listened() -> list[str]:
+            found: list[str] = await store.execute_command("PUBSUB SHARDCHANNELS", "tw:{q*}:n:*")
+            return found
+
+        async with wire(node.url), wire(node.url):
+            assert len(await listened()) == 1
+
+        async def nobody() -> bool:
+            return not await listened()
+
+        await eventually_true(nobody)
+
+
+async def test_after_a_broken_subscription_the_figures_are_told_anew(valkey_url: str) -> None:
+    async with place(valkey_url, tokens_per_minute=6000) as (node, _), wire(node.url) as client:
+        async with redis.asyncio.Redis.from_url(valkey_url) as store:
+            assert await store.execute_command("CLIENT KILL TYPE PUBSUB") > 0
+        now = await client.quota(lambda now: True)
+        assert now["tokens_per_minute"]["remaining"] == 6000
+
+
 async def test_a_refusal_frees_the_id_and_the_told_wait_is_enough(valkey_url: str) -> None:
     async with (
         place(valkey_url, tokens_per_minute=6000, max_output_tokens=5900) as (node, upstream),

@@ -25,9 +25,11 @@ from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.quotas.base import Payer
 from server.routing.attempts import Route
 from server.sessions import handlers as _handlers  # noqa: F401 - fills the table of handlers
 from server.sessions.actor import Session, SessionLimits, SessionMeans
+from server.sessions.audience import Audience
 from server.sessions.outbound import Outbound
 from server.store.keys import control_channel
 from server.store.link import Address, StoreError
@@ -58,6 +60,29 @@ class NoMetrics:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args: None
+
+
+class Silence:
+    """Tells nobody of limits (`server.sessions.audience`)."""
+
+    say: Any = None
+
+    def channel(self, payer: Payer) -> bytes:
+        return b""
+
+    def heard(self, payer: Payer, data: bytes) -> None:
+        pass
+
+    async def view(self, payer: Payer) -> list[dict[str, Any]]:
+        return []
+
+    def listen(self, name: bytes, heard: Callable[[bytes], None]) -> asyncio.Future[None]:
+        confirmed = asyncio.get_running_loop().create_future()
+        confirmed.set_result(None)
+        return confirmed
+
+    def unlisten(self, name: bytes) -> None:
+        pass
 
 
 class Door:
@@ -143,7 +168,8 @@ class SimNode:
                 break
             except (StoreError, TimeoutError):
                 await asyncio.sleep(0.1)
-        self.means = SessionMeans(self.messages, Door(), NoMetrics(), MAX_FRAME_BYTES)  # type: ignore[arg-type]
+        audience = Audience(Silence(), Silence())
+        self.means = SessionMeans(self.messages, Door(), NoMetrics(), MAX_FRAME_BYTES, audience)  # type: ignore[arg-type]
         self.ready = True
         world.note(self.id, "ready")
 

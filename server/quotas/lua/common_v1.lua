@@ -172,3 +172,9 @@ local function show(reply, o)
   reply[n + 6] = int(o.spent + o.held)
 end
 
+-- The same numbers, for the nodes on which this user has sessions: `time number number …`, a line end, and `from` as it
+-- was handed in.
+local function publish(channel, now, numbers, from)
+  redis.call('SPUBLISH', channel, int(now) .. ' ' .. table.concat(numbers, ' ') .. '\n' .. from)
+end
+

@@ -1,12 +1,13 @@
 -- Reserve in all of a user's and a tenant's buckets, or in none (G6). Idempotent by hold id.
 --
--- KEYS[1]  clock of the tag   KEYS[2]  the hold   then for each owner: bucket, leases, amounts (see common_v1.lua)
+-- KEYS[1]  clock of the tag   KEYS[2]  the hold   KEYS[3]  shard channel of the user
+--          then for each owner: bucket, leases, amounts (see common_v1.lua)
 -- ARGV[1]  id of the hold
 -- ARGV[2]  tokens, ARGV[3] nano-dollars: the most that the message may use. More than an earlier call reserved under
 --          this id tops the hold up, less leaves it as it is
 -- ARGV[4]  length of a lease, microseconds   ARGV[5] how long a hold is remembered, milliseconds
 -- ARGV[6]  '1': what is spent already is counted, whether there is room or not; else ''
--- ARGV[7…] for each owner four limits
+-- ARGV[7]  who publishes what is left   ARGV[8…] for each owner four limits
 --
 -- {verdict, now, wait, limit, …show of each owner}. Verdicts:
 -- held · again (it was there; a lease that was swept is renewed) · settled (it is over; nothing changes)
@@ -16,8 +17,8 @@ local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
 local forced = ARGV[6] == '1'
 local owners = {}
-for i = 1, (#KEYS - 2) / 3 do
-  owners[i] = owner_at(3 * i, 4 * i + 3, now)
+for i = 1, (#KEYS - 3) / 3 do
+  owners[i] = owner_at(3 * i + 1, 4 * i + 4, now)
   sweep(owners[i], leased)
 end
 
@@ -78,8 +79,11 @@ if verdict == 'held' or verdict == 'again' then
   redis.call('PEXPIRE', KEYS[2], ARGV[5])
 end
 
-local reply = {verdict, int(now), int(wait), limit}
+local numbers = {}
 for _, o in ipairs(owners) do
-  show(reply, o)
+  show(numbers, o)
 end
-return reply
+if verdict == 'held' or verdict == 'again' then
+  publish(KEYS[3], now, numbers, ARGV[7])
+end
+return {verdict, int(now), int(wait), limit, unpack(numbers)}

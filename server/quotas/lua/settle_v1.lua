@@ -1,11 +1,12 @@
 -- Replace a hold by what was really used, exactly once.
 --
--- KEYS[1]  clock of the tag   KEYS[2]  the hold   then for each owner: bucket, leases, amounts (see common_v1.lua)
+-- KEYS[1]  clock of the tag   KEYS[2]  the hold   KEYS[3]  shard channel of the user
+--          then for each owner: bucket, leases, amounts (see common_v1.lua)
 -- ARGV[1]  id of the hold
 -- ARGV[2]  tokens, ARGV[3] nano-dollars that were used; below 0 where an earlier run's are given back
 -- ARGV[4]  length of a lease, microseconds   ARGV[5] how long a settled hold is remembered, milliseconds
 -- ARGV[6]  '1': nothing was dispatched, the request is given back, too; else ''
--- ARGV[7…] for each owner four limits
+-- ARGV[7]  who publishes what is left   ARGV[8…] for each owner four limits
 --
 -- {verdict, now, …show of each owner}. Verdicts: settled · again (it was; nothing changes) · unknown (there was no such
 -- hold: what was used is debited, and a reservation under this id that comes late finds it settled).
@@ -13,8 +14,8 @@
 local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
 local owners = {}
-for i = 1, (#KEYS - 2) / 3 do
-  owners[i] = owner_at(3 * i, 4 * i + 3, now)
+for i = 1, (#KEYS - 3) / 3 do
+  owners[i] = owner_at(3 * i + 1, 4 * i + 4, now)
   sweep(owners[i], leased)
 end
 
@@ -43,8 +44,11 @@ if verdict ~= 'again' then
   redis.call('PEXPIRE', KEYS[2], ARGV[5])
 end
 
-local reply = {verdict, int(now)}
+local numbers = {}
 for _, o in ipairs(owners) do
-  show(reply, o)
+  show(numbers, o)
 end
-return reply
+if verdict ~= 'again' then
+  publish(KEYS[3], now, numbers, ARGV[7])
+end
+return {verdict, int(now), unpack(numbers)}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from protocol.errors import ERRORS, ProtocolError
-from protocol.frames import Limit, Send
+from protocol.frames import Send
 from server.http.api_models import ChatCompletionRequest, ErrorAnswer
 from server.http.auth import bearer
 from server.http.completions import rest_of_wait_ms, to_send
@@ -21,7 +21,6 @@ from server.http.events import FRAME_EVENTS
 from server.http.idempotency import checked_id, message_id
 from server.http.openapi import document, main
 from server.http.operations import OPERATIONS
-from server.http.rates import rate_limit_headers
 from server.messages import request as asked
 from server.messages.reader import Details, Record
 
@@ -129,21 +128,6 @@ def test_bearer_tokens(anonymous: bool) -> None:
     for wrong in ("Basic x", "Bearer", "Bearer ", "tw_x"):
         with pytest.raises(ProtocolError):
             bearer(request(authorization=wrong), anonymous)
-
-
-def test_rate_limit_headers() -> None:
-    assert rate_limit_headers(()) == {}
-    limits = [
-        Limit(name="requests_per_minute", limit=60, remaining=59.5, reset_seconds=0.5),
-        Limit(name="monthly_usd", limit=10.0, remaining=-1.0, reset_seconds=86_400),
-    ]
-    assert rate_limit_headers(limits) == {
-        "RateLimit-Policy": '"requests_per_minute";q=60, "monthly_usd";q=10',
-        "RateLimit": '"requests_per_minute";r=59;t=1, "monthly_usd";r=0;t=86400',
-        "x-ratelimit-limit-requests": "60",
-        "x-ratelimit-remaining-requests": "59",
-        "x-ratelimit-reset-requests": "0.500s",
-    }
 
 
 # --- events ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from server.config import parse
 from server.messages.request import most_input
 from server.messages.tally import used_by, withdrawn
 from server.quotas.base import Order, Payer, Used
-from server.quotas.headers import duration, rate_limit_headers
+from server.quotas.headers import HEADERS, duration, rate_limit_headers
 from server.quotas.limits import Limits, Policies, Policy, shown
 from server.quotas.service import month_end_us
 
@@ -105,6 +105,7 @@ def test_the_figures_as_frames_and_as_headers() -> None:
         "x-ratelimit-remaining-requests": "59",
         "x-ratelimit-reset-requests": "1s",
     }
+    assert rate_limit_headers(limits).keys() == HEADERS.keys()
     assert rate_limit_headers([]) == {}
 
 
