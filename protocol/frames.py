@@ -453,7 +453,7 @@ class Cancelled(Frame):
 
 
 class Quota(Frame):
-    """The user's limits after an admission or settlement."""
+    """What is left of the user's limits, after each admission and settlement of the user on any node."""
 
     type: Literal["quota"]
     limits: list[Limit]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from server.ledger.cost import Price
 from server.messages.conversations import Conversations
 from server.messages.hub import Hub
 from server.messages.journal import Journal
-from server.quotas.base import NoQuota, Quota
+from server.quotas.base import Quota
 from server.routing.attempts import Route
-from server.routing.gate import OPEN_GATE, Gate
+from server.routing.gate import Gate
 from server.store.store import Store
 from server.upstreams.base import Driver
 
@@ -53,7 +53,7 @@ class Means:
     conversations: Conversations
     max_bytes: int
     """Most bytes of visible text of one message; then it ends with `finish_reason: length`."""
-    gate: Gate = OPEN_GATE
+    gate: Gate
     """Which targets may be called now."""
-    quotas: Quota = field(default_factory=NoQuota)
-    """A node always gives the real ones (`server.node`)."""
+    quotas: Quota
+    """Whether there is room for a message, and what it has used."""

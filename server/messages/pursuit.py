@@ -71,7 +71,8 @@ class Pursuit:
                 sent = await self.question.choose(target)
             except TooLong as long:
                 error = too_long(long.needed, long.room)
-                plan.too_long(name, Reason(error.code, error.message, "permanent"), error.details)
+                counts = {"input_tokens": long.needed, "room_tokens": long.room}
+                plan.too_long(name, Reason(error.code, error.message, "permanent"), counts)
                 continue
             ticket = await gate.enter(name)
             if isinstance(ticket, Held):

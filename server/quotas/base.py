@@ -79,17 +79,3 @@ class Quota(Protocol):
     def let_go(self, hold: str) -> None:
         """Another owner goes on with the message: renew no more leases for it."""
         ...
-
-
-class NoQuota:
-    """No limits, for tests of what is around them."""
-
-    async def reserve(self, order: Order) -> Hold:
-        """See `Quota`."""
-        return Hold(order.hold, order.payer, order.max_output_tokens)
-
-    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
-        """See `Quota`."""
-
-    def let_go(self, hold: str) -> None:
-        """See `Quota`."""

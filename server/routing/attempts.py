@@ -109,7 +109,7 @@ class Plan:
     """Why the next attempt follows."""
     may_continue: bool = True
     _passed: set[str] = field(default_factory=set)
-    _nearest: tuple[Reason, Mapping[str, Any]] | None = None
+    _nearest: tuple[Reason, Mapping[str, int]] | None = None
     """Why the input did not fit the target that has most room of those it did not fit, and the counts."""
     _too_small: int = 0
     """A context of this size was not enough."""
@@ -130,11 +130,10 @@ class Plan:
         self._passed.add(target)
         self.held[target] = (wait_seconds, state)
 
-    def too_long(self, target: str, reason: Reason, counts: Mapping[str, Any] | None) -> None:
+    def too_long(self, target: str, reason: Reason, counts: Mapping[str, int]) -> None:
         """What must be sent does not fit `target`; `counts`: `input_tokens`, `room_tokens`."""
         self._passed.add(target)
         self.failures.append((target, reason))
-        assert counts is not None
         if self._nearest is None or counts["room_tokens"] > self._nearest[1]["room_tokens"]:
             self._nearest = reason, counts
 

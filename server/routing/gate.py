@@ -7,7 +7,7 @@ it again does nothing. `OpenGate` lets everybody in, for places without breakers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from server.routing.attempts import Route
 from server.upstreams.base import Fault
@@ -65,48 +65,6 @@ class Gate(Protocol):
     def hedged(self, route: Route, won: bool) -> None:
         """A hedge is over; `won`: the second target was faster."""
         ...
-
-
-class OpenTicket:
-    """A ticket nobody looks at."""
-
-    def began(self, seconds: float) -> None:
-        """See `Ticket`."""
-
-    def well(self, longest_gap_seconds: float) -> None:
-        """See `Ticket`."""
-
-    def failed(self, fault: Fault, retry_after_seconds: float | None) -> None:
-        """See `Ticket`."""
-
-    def void(self, silent_seconds: float = 0.0) -> None:
-        """See `Ticket`."""
-
-
-class OpenGate:
-    """Lets everybody in."""
-
-    async def enter(self, target: str) -> Ticket | Held:
-        """See `Gate`."""
-        return OpenTicket()
-
-    def wait_seconds(self, target: str) -> float:
-        """See `Gate`."""
-        return 0.0
-
-    def hedge_after(self, route: Route, target: str) -> float | None:
-        """See `Gate`."""
-        return None
-
-    def may_hedge(self, route: Route) -> bool:
-        """See `Gate`."""
-        return False
-
-    def hedged(self, route: Route, won: bool) -> None:
-        """See `Gate`."""
-
-
-OPEN_GATE: Final = OpenGate()
 
 
 class BreakerWatch(Protocol):

@@ -33,12 +33,13 @@ from server.messages.origin import Origin
 from server.messages.reader import Reader
 from server.messages.service import Messages
 from server.routing.attempts import Route
-from server.routing.gate import Held, OpenGate, OpenTicket, Ticket
+from server.routing.gate import Held, Ticket
 from server.store.keys import MessageKeys, control_channel, message_tag
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
 from server.upstreams.base import Batch, Call, Capabilities, Fault, TokenUsage, UpstreamFailure
 from server.upstreams.faults import CONSEQUENCES
+from tests.permissive import NoQuota, OpenGate, OpenTicket
 
 WHO = Principal("t", "sub", "u", "free", scopes.ALL, None)
 SILENT_SECONDS = 0.004
@@ -211,6 +212,7 @@ class Bench:
             event_bytes=4096,
             max_bytes=1_000_000,
             gate=ScheduledGate(world),
+            quotas=NoQuota(),
             conversations=Conversations(self.store, self.hub, self.reader, {}, 60.0, 60.0),
         )
         keeper = Keeper(means, self.reader, "n", Times(60.0, 60.0), random.Random(1))

@@ -299,6 +299,24 @@ async def test_the_context_is_trimmed_and_an_input_that_cannot_fit_is_refused_wi
         assert told(upstream)[-1] == message_hash(sent), last
 
 
+async def test_an_input_that_does_not_fit_beside_its_instructions_is_refused_with_the_counts(valkey_url: str) -> None:
+    async with serving() as upstream:
+        target = {"driver": "openai", "base_url": f"{upstream.url}/v1", "model": "scripted"}
+        targets = {"scripted": {**target, "context_tokens": 400}, "larger": {**target, "context_tokens": 600}}
+        sections = {"targets": targets, "routes": {"default": {"targets": ["scripted", "larger"]}}}
+        async with (
+            running_node(settings_for(valkey_url, upstream.url, sections)) as node,
+            wire(node.url) as client,
+        ):
+            await chat(client, "m0", [{"role": "system", "content": "x" * 1050}, user("script tokens=3 seed=0")])
+            await say(client, "big", "z" * 900)
+            error = (await client.until(lambda f: f["type"] in ("failed", "error") and f.get("id") == "big"))["error"]
+            assert (error["code"], error["class"]) == ("context_length_exceeded", "permanent")
+            assert error["details"]["room_tokens"] == 450, "the largest target's room"
+            assert error["details"]["input_tokens"] > 450
+            assert str(error["details"]["input_tokens"]) in error["message"]
+
+
 async def test_tools_are_answered_by_another_device(valkey_url: str) -> None:
     async with place(valkey_url, 2) as here, wire(here.url) as client, wire(here.nodes[1].url) as other:
         view = await chat(client, "m1", "script tokens=3 tool=weather tools=2 seed=t")

@@ -35,6 +35,7 @@ from server.store.keys import control_channel
 from server.store.link import Address, StoreError
 from server.store.store import Store
 from server.store.topology import SingleTopology
+from tests.permissive import NoQuota, OpenGate
 from tests.simulation.check import BOGUS, Check, Violation
 from tests.simulation.clients import SimClient
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
@@ -154,6 +155,8 @@ class SimNode:
             watch=NoMetrics(),  # type: ignore[arg-type]
             event_bytes=schedule.event_bytes,
             max_bytes=1_000_000,
+            gate=OpenGate(),
+            quotas=NoQuota(),
             conversations=Conversations(store, hub, reader, {}, 3600.0, 3600.0),
         )
         chance = random.Random(f"{schedule.seed} {self.id}")

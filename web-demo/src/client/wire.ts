@@ -254,7 +254,7 @@ export interface PromptUsed {
   version: string;
 }
 
-/** The user's limits after an admission or settlement. */
+/** What is left of the user's limits, after each admission and settlement of the user on any node. */
 export interface Quota {
   type: "quota";
   limits: Limit[];
