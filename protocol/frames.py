@@ -120,6 +120,8 @@ class MessageHead(Frame):
     state: str
     seq: int
     conversation: str | None = None
+    generation: str | None = None
+    """See `Accepted.generation`."""
 
 
 class OpenHead(Frame):
@@ -368,6 +370,9 @@ class Accepted(Frame):
     state: str
     seq: int
     queue_position: int | None = None
+    generation: str | None = None
+    """Another one than before: the server had lost the message, and it was asked for anew; nothing told until then
+    stands, and its events are numbered from 1 again."""
 
 
 class Attempt(Frame):

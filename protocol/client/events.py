@@ -55,11 +55,12 @@ class Replaced(NamedTuple):
 
 
 class Resyncing(NamedTuple):
-    """Something was missing or wrong; a resume was sent. Nothing is lost, it takes a moment."""
+    """Something was missing or wrong and is asked for again. Nothing is lost, it takes a moment."""
 
     message: ClientMessage
     reason: str
-    """`gap`, `snapshot`, `mismatch`, `behind`, `missing` or `unanswered`."""
+    """`gap`, `snapshot`, `mismatch`, `behind`, `missing`, `unanswered`, or `lost`: the server lost what it had told,
+    and the message begins anew."""
 
 
 class Stalled(NamedTuple):

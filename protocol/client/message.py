@@ -4,6 +4,7 @@ Theory of operation. A message is *asked for* (`sending`), then *followed*. Whil
 either continues the cursor and is applied, or does not and makes the client ask again (`resyncing`) from where it
 stands. Three states are the message's own ends (`done`, `failed`, `cancelled`), three are ours: the server refused to
 start it (`refused`), can't find it any more (`lost`), or keeps telling things that contradict each other (`broken`).
+What the server lost and this client asked for is asked for anew: it is `sending` again.
 Whatever the table has no row for is a frame that lost a race; it changes nothing.
 """
 
@@ -58,6 +59,7 @@ class Trigger(Enum):
     DETACH = "detach"
     RESUME = "resume"
     RETRY = "retry"
+    ASK_ANEW = "ask_anew"
     DONE = "done"
     FAIL = "fail"
     CANCEL = "cancel"
@@ -85,6 +87,7 @@ TRANSITIONS: Final[dict[MessageState, dict[Trigger, MessageState]]] = {
     },
     MessageState.FOLLOWING: {
         Trigger.ACCEPT: MessageState.FOLLOWING,
+        Trigger.ASK_ANEW: MessageState.SENDING,
         Trigger.DATA: MessageState.FOLLOWING,
         Trigger.GAP: MessageState.RESYNCING,
         Trigger.RECONNECT: MessageState.RESYNCING,
@@ -96,6 +99,7 @@ TRANSITIONS: Final[dict[MessageState, dict[Trigger, MessageState]]] = {
     },
     MessageState.RESYNCING: {
         Trigger.ACCEPT: MessageState.FOLLOWING,
+        Trigger.ASK_ANEW: MessageState.SENDING,
         Trigger.DATA: MessageState.FOLLOWING,
         Trigger.RECONNECT: MessageState.RESYNCING,
         Trigger.RESUME: MessageState.RESYNCING,
@@ -106,6 +110,7 @@ TRANSITIONS: Final[dict[MessageState, dict[Trigger, MessageState]]] = {
     },
     MessageState.STALLED: {
         Trigger.ACCEPT: MessageState.FOLLOWING,
+        Trigger.ASK_ANEW: MessageState.SENDING,
         Trigger.DATA: MessageState.FOLLOWING,
         Trigger.RECONNECT: MessageState.RESYNCING,
         Trigger.RESUME: MessageState.RESYNCING,
@@ -247,10 +252,12 @@ class ClientMessage:
 
     __slots__ = (
         "_asked_about",
+        "_asked_anew",
         "_assembly",
         "_earlier_end",
         "_gap_at",
         "_gaps",
+        "_made",
         "_mismatches",
         "_pong_mark",
         "_probed",
@@ -312,6 +319,8 @@ class ClientMessage:
         self._uncertain = False
         self._probed = False
         self._asked_about = (-1, -1)
+        self._asked_anew = 0
+        self._made: str | None = None
         self._gap_at = -1
         self._gaps = 0
         self._mismatches = 0

@@ -10,9 +10,12 @@ The rules, each of which a vector in `protocol/vectors` shows:
 
 - A `delta` continues the cursor (`after` equals it), or was had already (`seq` is not beyond it), or leaves a gap:
   then a `resume` goes out, once until it is answered, and nothing that doesn't fit is applied.
-- `attempt` with mode `continue` and the end frames must follow the cursor too: their `after` tells. From a server that
-  doesn't send it there, the client asks once about a jump as wide as a takeover's, or an end whose hash matches, and
-  believes it when it comes again; narrower holes are never believed.
+- `attempt` with mode `continue` and the end frames must follow the cursor too: their `after` tells. One whose `after`
+  lies before the cursor belongs to a history in which the server lost what we have. From a server that doesn't send it,
+  the client asks once about a jump as wide as a takeover's, or an end whose hash matches, and believes it when it comes
+  again; narrower holes are never believed.
+- A message that the server lost (`message_unknown`, another `generation`, a head before the failure that was reopened)
+  begins anew: what was told of it does not stand, and who has the request asks again under the same id.
 - The events of a subscribed conversation continue its own cursor, one by one; after a gap it is subscribed to anew from
   there. Events had already, and those of conversations not subscribed to, are not told.
 - The text is checked against the hash in `done` and `cancelled`; if it is another, everything is told anew from 0, and
@@ -64,6 +67,8 @@ TAKEOVER_JUMP: Final = 2**20
 """A takeover continues the journal at least so many numbers ahead; a smaller hole is never a jump."""
 UNANSWERED_PONGS: Final = 3
 """After so many heartbeats a request without any answer is sent again, under its id."""
+MAX_ASKED_ANEW: Final = 3
+"""How often a message that the server lost is asked for anew before it is given up as `lost`."""
 MAX_FORGOTTEN: Final = 1024
 """So many ids of forgotten messages are remembered, so that a late frame does not bring one back."""
 
@@ -384,7 +389,7 @@ class ClientSession:
         """Whether events are missing before `frame`; without its `after`, a jump is believed once asked about."""
         after: int | None = frame.get("after")
         if after is not None:
-            return after > message.cursor
+            return after != message.cursor
         seq: int = frame["seq"]
         missing = seq - message.cursor - 1
         if missing <= 0:
@@ -450,6 +455,9 @@ class ClientSession:
             return []
         if self._is_hole(message, frame):
             return self._resync(message, "gap")
+        return self._fail(message, frame)
+
+    def _fail(self, message: ClientMessage, frame: Map) -> list[Event]:
         message.error = frame["error"]
         message.partial = frame.get("partial", False)
         return self._end(message, Trigger.FAIL, frame)
@@ -479,12 +487,31 @@ class ClientSession:
         message._pong_mark = None
         message.server_state = frame["state"]
         message.queue_position = frame.get("queue_position")
-        events: list[Event] = [MessageAccepted(message, frame["replay"])]
+        events: list[Event] = [MessageAccepted(message, frame["replay"]), *self._same_or_anew(message, frame)]
         if frame["state"] == "failed":
             message._reopened_at = -1
             if message._earlier_end is not None and frame["seq"] <= message.cursor:
-                events += self._on_failed(message._earlier_end)  # not reopened, so it is over, as it was
+                events += self._fail(message, message._earlier_end)  # not reopened, so it is over, as it was
         return events
+
+    def _same_or_anew(self, message: ClientMessage, head: Map) -> list[Event]:
+        """Whether what the server tells the head of is what we followed; else its events begin anew at 1."""
+        generation: str | None = head.get("generation")
+        known, message._made = message._made, generation or message._made
+        if head["seq"] >= message._reopened_at and (known is None or generation is None or known == generation):
+            return []
+        told = message.cursor > 0
+        events = self._begin_anew(message)
+        return [*events, *self._resume_now(message, "lost")] if told else events
+
+    def _begin_anew(self, message: ClientMessage) -> list[Event]:
+        """The server lost what it had told: nothing of it stands."""
+        told = message.cursor > 0
+        message.cursor, message.attempt = 0, 0
+        message._reopened_at, message._gap_at, message._earlier_end, message._assembly = -1, -1, None, None
+        if told:
+            message._drop_output()
+        return [Replaced(message)] if told else []
 
     def _on_error(self, frame: Map) -> list[Event]:
         error: Map = frame["error"]
@@ -497,8 +524,8 @@ class ClientSession:
             return [ErrorReceived(message, re, error, conversation)]
         if message.state is _SENDING:
             return self._on_send_error(message, re, error)
-        if error["code"] == "message_unknown":
-            return self._fail_here(message, Trigger.LOSE, error)
+        if error["code"] == "message_unknown" and re != "send":
+            return self._ask_anew(message, error)
         if re == "send" and message.cursor == 0:
             return self._fail_here(message, Trigger.REFUSE, error)
         if error["retryable"]:
@@ -518,7 +545,7 @@ class ClientSession:
 
     def _on_send_error(self, message: ClientMessage, re: str | None, error: Map) -> list[Event]:
         code: str = error["code"]
-        if re in ("hello", "resume"):
+        if re in ("hello", "resume") or (code == "message_unknown" and re != "send"):
             if code == "message_unknown" and message._probed:  # it never arrived, so ask for it
                 message._probed = False
                 return self._ask_again(message)
@@ -573,7 +600,7 @@ class ClientSession:
         if head is not None:
             message.move(Trigger.ACCEPT)
             message.server_state = head["state"]
-            events: list[Event] = [MessageAccepted(message, True)]
+            events: list[Event] = [MessageAccepted(message, True), *self._same_or_anew(message, head)]
         elif message.state is _SENDING:
             message._probed = False
             return self._ask_again(message)
@@ -592,6 +619,20 @@ class ClientSession:
         self._put({"type": "cancel", "id": message.id})  # in case it is on its way to another node
         message.move(Trigger.CANCEL)
         return [MessageEnded(message)]
+
+    def _ask_anew(self, message: ClientMessage, error: Map) -> list[Event]:
+        """The server lost a message that it had accepted: ask for it again, if it was this client that asked."""
+        if message.request is None or message._asked_anew >= MAX_ASKED_ANEW:
+            return self._fail_here(message, Trigger.LOSE, error)
+        if message.cancel_requested:
+            return self._ask_again(message)
+        message._asked_anew += 1
+        message.resyncs += 1
+        message.move(Trigger.ASK_ANEW)
+        message._transmitted, message._probed, message._pong_mark, message._made = False, False, None, None
+        events = self._begin_anew(message)
+        self._queue_send(message)
+        return [*events, Resyncing(message, "lost")]
 
     def _on_goaway(self, frame: Map) -> list[Event]:
         self.draining = True

@@ -40,6 +40,7 @@ export type Trigger =
   | "detach"
   | "resume"
   | "retry"
+  | "ask_anew"
   | "done"
   | "fail"
   | "cancel"
@@ -51,7 +52,7 @@ type Row = Partial<Record<Trigger, MessageState>>;
 
 const ENDS: Row = { done: "done", fail: "failed", cancel: "cancelled", lose: "lost", break: "broken" };
 const HEARD: Row = { accept: "following", data: "following", detach: "detached", ...ENDS };
-const AGAIN: Row = { reconnect: "resyncing", resume: "resyncing", stall: "stalled" };
+const AGAIN: Row = { reconnect: "resyncing", resume: "resyncing", stall: "stalled", ask_anew: "sending" };
 
 /** Every transition there is. */
 export const TRANSITIONS: Record<MessageState, Row> = {
@@ -80,6 +81,7 @@ export interface SavedMessage {
   acknowledged: boolean;
   request?: SendRequest;
   reopenedAt?: number;
+  made?: string;
   cancelRequested?: boolean;
 }
 
@@ -134,6 +136,10 @@ export class Message {
   unansweredPongs = 0;
   /** `seq` of the failure that a retry reopened; -1 = none. */
   reopenedAt = -1;
+  /** The `generation` that the server told: another one means that it lost the message and made it anew. */
+  made: string | undefined;
+  /** How often the server lost it and it was asked for anew. */
+  askedAnew = 0;
   parts: Snapshot[] | undefined;
 
   constructor(id: string, request: SendRequest | undefined, state: MessageState) {
@@ -202,6 +208,7 @@ export class Message {
       ...{ id, cursor: this.cursor, text, reasoning, acknowledged: state !== "sending", ...whole },
       ...(request && { request }),
       ...(this.reopenedAt >= 0 && { reopenedAt: this.reopenedAt }),
+      ...(this.made !== undefined && { made: this.made }),
       ...(this.cancelRequested && { cancelRequested: true }),
     };
   }
@@ -212,6 +219,7 @@ export class Message {
     message.text = saved.text;
     message.reasoning = saved.reasoning;
     message.reopenedAt = saved.reopenedAt ?? -1;
+    message.made = saved.made;
     message.cancelRequested = saved.cancelRequested ?? false;
     message.transmitted = true;
     return message;

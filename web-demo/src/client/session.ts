@@ -45,13 +45,15 @@ const TAKEOVER_JUMP = 2 ** 20;
 const UNPROVEN = new Set(["store_unavailable", "draining", "internal", "rate_limited", "too_many_messages"]);
 /** After so many heartbeats a request without any answer is sent again, under its id. */
 const UNANSWERED_PONGS = 3;
+/** How often a message that the server lost is asked for anew before it is given up as `lost`. */
+const MAX_ASKED_ANEW = 3;
 /** So many ids of forgotten messages are remembered, so that a late frame does not bring one back. */
 const MAX_FORGOTTEN = 1024;
 
 /** What happens to a conversation: these `op`s carry the `seq` of its log, answers to requests do not count. */
 const CONVERSATION_EVENTS = new Set(["created", "renamed", "chosen", "pinned", "unpinned", "removed", "queue"]);
 
-export type ResyncReason = "gap" | "snapshot" | "mismatch" | "behind" | "missing" | "unanswered";
+export type ResyncReason = "gap" | "snapshot" | "mismatch" | "behind" | "missing" | "unanswered" | "lost";
 
 /** What an earlier run kept of a message. */
 export interface Kept {
@@ -373,7 +375,7 @@ export class Session {
 
   /** Whether events are missing before `frame`; without its `after`, a jump is believed once it was asked about. */
   private isHole(message: Message, frame: Attempt | EndFrame, verified = false): boolean {
-    if (frame.after != null) return frame.after > message.cursor;
+    if (frame.after != null) return frame.after !== message.cursor;
     const missing = frame.seq - message.cursor - 1;
     if (missing <= 0) return false;
     const before = message.askedAbout;
@@ -429,7 +431,10 @@ export class Session {
   private onFailed(frame: Failed): SessionEvent[] {
     const message = this.live(frame.id);
     if (!message || frame.seq <= message.reopenedAt) return [];
-    if (this.isHole(message, frame)) return this.resync(message, "gap");
+    return this.isHole(message, frame) ? this.resync(message, "gap") : this.fail(message, frame);
+  }
+
+  private fail(message: Message, frame: EndFrame & { type: "failed" }): SessionEvent[] {
     message.error = frame.error;
     message.partial = frame.partial ?? false;
     return this.end(message, "fail", frame);
@@ -456,12 +461,33 @@ export class Session {
     message.serverState = frame.state;
     message.queuePosition = frame.queue_position ?? undefined;
     const events: SessionEvent[] = [{ type: "accepted", message, replay: frame.replay }];
+    events.push(...this.sameOrAnew(message, frame));
     if (frame.state === "failed") {
       message.reopenedAt = -1;
       const earlier = message.earlierEnd;
-      if (earlier && frame.seq <= message.cursor) events.push(...this.onFailed(earlier)); // Over, as it was.
+      if (earlier && frame.seq <= message.cursor) events.push(...this.fail(message, earlier)); // Over, as it was.
     }
     return events;
+  }
+
+  /** Whether what the server tells the head of is what we followed; else its events begin anew at 1. */
+  private sameOrAnew(message: Message, head: { seq: number; generation?: string | null }): SessionEvent[] {
+    const known = message.made;
+    message.made = head.generation ?? known;
+    if (head.seq >= message.reopenedAt && (known === undefined || known === message.made)) return [];
+    const told = message.cursor > 0;
+    const events = this.beginAnew(message);
+    return told ? [...events, ...this.resumeNow(message, "lost")] : events;
+  }
+
+  /** The server lost what it had told: nothing of it stands. */
+  private beginAnew(message: Message): SessionEvent[] {
+    const told = message.cursor > 0;
+    message.cursor = message.attempt = 0;
+    message.reopenedAt = message.gapAt = -1;
+    message.earlierEnd = message.parts = undefined;
+    if (told) message.dropOutput();
+    return told ? [{ type: "replaced", message }] : [];
   }
 
   private onError(frame: ErrorFrame): SessionEvent[] {
@@ -472,7 +498,7 @@ export class Session {
       return [{ type: "error", message, re, error }];
     }
     if (message.state === "sending") return this.onSendError(message, re, error);
-    if (error.code === "message_unknown") return this.failHere(message, "lose", error);
+    if (error.code === "message_unknown" && re !== "send") return this.askAnew(message, error);
     if (re === "send" && message.cursor === 0) return this.failHere(message, "refuse", error);
     if (!error.retryable) return this.failHere(message, "lose", error);
     message.move("stall");
@@ -523,7 +549,7 @@ export class Session {
     if (head) {
       message.move("accept");
       message.serverState = head.state;
-      events.push({ type: "accepted", message, replay: true });
+      events.push({ type: "accepted", message, replay: true }, ...this.sameOrAnew(message, head));
     } else if (message.state === "sending") {
       message.probed = false;
       return this.askAgain(message);
@@ -544,6 +570,22 @@ export class Session {
     this.put({ type: "cancel", id: message.id }); // In case it is on its way to another node.
     message.move("cancel");
     return [{ type: "ended", message }];
+  }
+
+  /** The server lost a message that it had accepted: ask for it again, if it was this client that asked. */
+  private askAnew(message: Message, error: ErrorBody): SessionEvent[] {
+    if (message.request === undefined || message.askedAnew >= MAX_ASKED_ANEW) {
+      return this.failHere(message, "lose", error);
+    }
+    if (message.cancelRequested) return this.askAgain(message);
+    message.askedAnew++;
+    message.resyncs++;
+    message.move("ask_anew");
+    message.transmitted = message.probed = false;
+    message.pongMark = message.made = undefined;
+    const events = this.beginAnew(message);
+    this.queueSend(message);
+    return [...events, { type: "resyncing", message, reason: "lost" }];
   }
 
   private onGoaway(frame: Goaway): SessionEvent[] {

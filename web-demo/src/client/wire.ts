@@ -8,6 +8,7 @@ export interface Accepted {
   state: string;
   seq: number;
   queue_position?: number | null;
+  generation?: string | null;
 }
 
 /** Journaled. One try at one target. `restart` drops all text so far; `continue` goes on with it. */
@@ -207,6 +208,7 @@ export interface MessageHead {
   state: string;
   seq: number;
   conversation?: string | null;
+  generation?: string | null;
 }
 
 /** A subscribed conversation got an entry, or one has ended; `seq` counts the conversation's own events. */
