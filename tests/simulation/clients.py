@@ -34,6 +34,8 @@ class SimClient(Peer):
         self.socket: SimSocket | None = None
         self.stalled_until = 0.0
         self.retries: dict[str, int] = {}
+        self.given_up: set[str] = set()
+        """Failures that were reopened as often as this user has patience for."""
         self.probes: set[str] = set()
         """Ids under which this client asks for something else than the others."""
         self.answers: list[dict[str, Any]] = []
@@ -212,6 +214,7 @@ class SimClient(Peer):
             tried = self.retries.get(message.id, 0)
             if message.state is MessageState.FAILED:
                 if tried >= RETRIES:
+                    self.given_up.add(message.id)
                     return
                 self.retries[message.id] = tried + 1
             if message.request is not None:
@@ -242,7 +245,7 @@ class SimClient(Peer):
             return True
         if state is MessageState.FAILED:
             retryable = message.request is not None and (message.error or {}).get("retryable")
-            return not retryable or self.retries.get(message.id, 0) >= RETRIES
+            return not retryable or message.id in self.given_up
         if state is MessageState.LOST:
             return message.request is None
         error = message.error or {}

@@ -18,6 +18,12 @@ from tests.simulation.schedule import draw
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 300
+ONCE_FAILED = (
+    *(602472, 605611, 607580, 610185, 616045, 621051, 622515, 623203),
+    *(623249, 623365, 627628, 631805, 636272, 638558, 641677, 643897),
+)
+"""Seeds that showed defects which are mended. A change of the schedules or of their order of chance makes others of
+them; these are kept because they are cheap, not because each still shows what it showed."""
 
 
 def simulate(*words: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
@@ -30,6 +36,10 @@ def simulate(*words: str, hash_seed: str = "random") -> subprocess.CompletedProc
 def test_the_shipped_code_holds() -> None:
     done = simulate("--seeds", str(SEEDS), "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_once_failed_holds() -> None:
+    assert [outcome for outcome in map(play, map(draw, ONCE_FAILED)) if outcome.violation is not None] == []
 
 
 @pytest.mark.parametrize("seed", [7, 52, 90])

@@ -338,11 +338,11 @@ class World:
             client.drop("reset")
 
     def step_ask(self, client: int, message: int) -> None:
-        if (client, f"m{message}") not in self.probed:  # one error frame could mean either
+        if (client, f"m{message}") not in self.probed:  # an error for the probe would be taken for one of this
             self.clients[client].ask(f"m{message}")
 
     def step_follow(self, client: int, message: int) -> None:
-        if f"m{message}" in self.check.by_id:
+        if f"m{message}" in self.check.by_id and (client, f"m{message}") not in self.probed:
             self.clients[client].follow(f"m{message}")
 
     def step_cancel(self, client: int, message: int) -> None:
