@@ -18,6 +18,7 @@ import msgpack
 import structlog
 
 from server.messages.events import Entry, unpack
+from server.messages.state import has_ended
 from server.store.keys import MessageKeys
 from server.store.link import Link, StoreError
 from server.store.store import Store
@@ -35,8 +36,6 @@ NOTE_REFUSED: Final = b"x"
 """Followed by the packed error: the claim was taken back."""
 NOTE_OWNER: Final = b"o"
 """The message has a new owner; its events go on with a jump."""
-
-END_STATES: Final = frozenset({b"done", b"failed", b"cancelled"})
 
 
 class Follower(Protocol):
@@ -362,7 +361,7 @@ class Hub:
         if head is None:
             self._gone(channel, None)
             return
-        ended = state in END_STATES
+        ended = has_ended(state)
         if int(head) < known or int(head) > channel.head or (ended and not channel.ended):
             channel.reset(int(head), ended)
         if channel.ended:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from server.messages.means import Means
 from server.messages.message import Running
 from server.messages.reader import Reader
 from server.messages.scripts import RELEASE, TAKEOVER
+from server.messages.state import has_ended
 from server.messages.tally import lost_record, used_by
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
@@ -63,6 +65,7 @@ class Keeper:
         self.adopting: set[str] = set()
         """Messages being taken over just now: a second takeover would displace the first, for ever."""
         self.owner = TaskOwner("messages")
+        self._claiming: Counter[str] = Counter()
         self._chance = chance
         self._open = open_set(node)
         self._idle = asyncio.Event()
@@ -80,6 +83,18 @@ class Keeper:
             yield
         finally:
             self.finishing.discard(tag)
+
+    @contextmanager
+    def claiming(self, tag: str) -> Iterator[None]:
+        """While a claim is asked for, the end of an earlier run does not take the message off this node's list: were
+        the node to die before the new run has begun, nobody would find it."""
+        self._claiming[tag] += 1
+        try:
+            yield
+        finally:
+            self._claiming[tag] -= 1
+            if not self._claiming[tag]:
+                del self._claiming[tag]
 
     def begin(self, claim: Claim) -> Running:
         """Drive a message that this node has just come to own."""
@@ -149,7 +164,7 @@ class Keeper:
         owner, state, standing, run = await self.means.store.call(
             record, "HMGET", record, "owner", "state", "standing", "run", seconds=STEP_SECONDS
         )
-        settled = state in (b"done", b"failed", b"cancelled") and standing is not None
+        settled = has_ended(state) and standing is not None
         reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
         if owner == self.node.encode() and not settled and not reopened and claim.tag not in self.running:
             await self.adopt(claim.tag, self.node)
@@ -170,7 +185,7 @@ class Keeper:
         """Another claim has the message; if it is an earlier one of ours, to which Redis fell back, it goes on here."""
         record = MessageKeys.of(tag).record
         owner, state = await self.means.store.call(record, "HMGET", record, "owner", "state", seconds=STEP_SECONDS)
-        ours = owner == self.node.encode() and state not in (b"done", b"failed", b"cancelled")
+        ours = owner == self.node.encode() and not has_ended(state)
         if ours and tag not in self.running:
             await self.adopt(tag, self.node)
         else:
@@ -209,7 +224,7 @@ class Keeper:
         if user is not None and message_id is not None:
             index = active_set(user)
             await store.call(index, "SREM", index, message_id, seconds=STEP_SECONDS)
-        if tag not in self.running:
+        if tag not in self.running and tag not in self._claiming:
             await store.call(self._open, "SREM", self._open, tag, seconds=STEP_SECONDS)
 
     async def stubbornly(self, step: Callable[[], Awaitable[Any]]) -> None:

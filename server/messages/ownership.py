@@ -18,7 +18,7 @@ import structlog
 
 from server.store.keys import GONE, NODES, heartbeat, open_set
 from server.store.link import Link, StoreError, StoreLost, StoreUnavailable
-from server.store.store import Store, within
+from server.store.store import Store, forget, within
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("ownership")
@@ -95,12 +95,21 @@ class Ownership:
     async def start(self) -> None:
         """Say that this node is there and begin to beat. Raises `StoreError` or `TimeoutError`."""
         await self.store.call(NODES, "SADD", NODES, self.node, seconds=5.0)
+        self.store.on_connected = self._list_again
         await self._beat()
         self._owner.start(self._run(), "beat")
         self._owner.start(self._reconcile(), "reconcile")
 
+    def _list_again(self) -> None:
+        """Redis may have lost that this node is there: say so before anything else, or nobody would miss it."""
+        try:
+            self.store.link(NODES).call("SADD", NODES, self.node).add_done_callback(forget)
+        except StoreError:
+            log.info("listing_put_off", node=self.node)  # `_watch` comes round
+
     async def leave(self) -> None:
         """Stop beating. With nothing open this node strikes itself off; else it tells the others not to wait."""
+        self.store.on_connected = lambda: None
         await self._owner.close()
         key = open_set(self.node)
         if await self.store.call(key, "SCARD", key, seconds=5.0):
@@ -110,6 +119,7 @@ class Ownership:
 
     async def close(self) -> None:
         """Stop beating."""
+        self.store.on_connected = lambda: None
         await self._owner.close()
 
     # --- beating and watching -------------------------------------------------------------------------------------

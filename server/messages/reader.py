@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgpack
 
+from protocol.frames import END_STATES
 from server.messages.events import (
     ATTEMPT,
     CALLS,
@@ -36,8 +37,6 @@ PAGES_AT_ONCE: Final = 32
 """Most pages being read at once in one process."""
 READ_SECONDS: Final = 5.0
 
-END_STATES: Final = frozenset({"done", "failed", "cancelled"})
-
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -51,6 +50,8 @@ class Record:
     standing: tuple[int, int, int] | None
     """Bytes of text, reasoning and tool calls kept beside the journal."""
     conversation: str | None = None
+    generation: str = ""
+    """Of the claim: another one than before, if Redis lost the claim and granted it anew."""
 
     @property
     def ended(self) -> bool:
@@ -192,12 +193,12 @@ class Reader:
                 yield CALLS, [delta]
 
 
-_RECORD: Final = ("state", "head", "base", "end", "standing", "conversation")
+_RECORD: Final = ("state", "head", "base", "end", "standing", "conversation", "gen")
 
 
 def _record(found: Sequence[bytes | None]) -> Record | None:
     """The record, of the fields `_RECORD`."""
-    state, head, base, end, standing, conversation = found
+    state, head, base, end, standing, conversation, generation = found
     if state is None:
         return None
     return Record(
@@ -207,6 +208,7 @@ def _record(found: Sequence[bytes | None]) -> Record | None:
         end=msgpack.unpackb(end) if end else None,
         standing=tuple(msgpack.unpackb(standing)) if standing else None,
         conversation=conversation.decode() if conversation else None,
+        generation=generation.decode() if generation else "",
     )
 
 

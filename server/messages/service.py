@@ -13,7 +13,7 @@ import msgpack
 import structlog
 
 from protocol.errors import ProtocolError
-from protocol.frames import Send
+from protocol.frames import END_STATES, Send
 from server.access.identity import Principal
 from server.messages import request as asked
 from server.messages.claim import Claim
@@ -41,7 +41,6 @@ ADMITTING_SECONDS: Final = 8.0
 """How long an attached sender waits for another node's admission."""
 ACTIVE_TOLD: Final = 256
 """Most running messages that `welcome` tells of."""
-END_STATES: Final = ("done", "failed", "cancelled")
 CANCEL_POLL_SECONDS: Final = 1.0
 """How often an owner looks for a stop that was asked for elsewhere while its message writes nothing."""
 
@@ -57,6 +56,8 @@ class Found:
     head: int
     replay: bool
     conversation: str | None = None
+    generation: str = ""
+    """Of its claim; empty where nobody asks for it."""
 
     @property
     def ended(self) -> bool:
@@ -125,24 +126,28 @@ class Messages:
                 except Displaced:
                     running = None
             generation = self._chance.randbytes(8).hex().encode()
-            reply = await self._claim_or_undo(who, send, origin, tag, keys, generation)
-            if reply[0] == b"mismatch":
-                raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
+            with self.keeper.claiming(tag):
+                reply = await self._claim_or_undo(who, send, origin, tag, keys, generation)
+                if reply[0] == b"mismatch":
+                    raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
+                if reply[0] != b"have":
+                    claim = await self._whole(_claimed(who, send, tag, keys, generation, reply))
+                    running = self.keeper.begin(claim)
             if reply[0] != b"have":
-                running = self.keeper.begin(await self._whole(_claimed(who, send, tag, keys, generation, reply)))
+                assert running is not None
                 try:
                     await asyncio.shield(running.life.admitted)
                 except Displaced:
                     continue
-                state = "queued" if running.life.state is State.QUEUED else "streaming"
-                return Found(send.id, tag, keys, state, running.answer.outbox.head, False, send.conversation)
+                state, made = "queued" if running.life.state is State.QUEUED else "streaming", claim.generation.decode()
+                return Found(send.id, tag, keys, state, running.answer.outbox.head, False, send.conversation, made)
             state, owner = reply[1].decode(), reply[4].decode()
             if owner == self.node and state not in END_STATES and not self.keeper.has(tag):
                 await self.keeper.adopt(tag, self.node)  # a claim of ours that happened after it was given up
                 running = self.keeper.running.get(tag)
                 continue
             if state != "admitting":
-                return Found(send.id, tag, keys, state, int(reply[2]), True, send.conversation)
+                return Found(send.id, tag, keys, state, int(reply[2]), True, send.conversation, reply[3].decode())
             if loop.time() > give_up:
                 raise unavailable()
             await asyncio.sleep(ADMITTING_POLL_SECONDS)
@@ -247,7 +252,7 @@ class Messages:
             raise unavailable() from None
         if record is None:
             raise unknown(message_id)
-        return Found(message_id, tag, keys, record.state, record.head, True, record.conversation)
+        return Found(message_id, tag, keys, record.state, record.head, True, record.conversation, record.generation)
 
     async def input_of(self, who: Principal, message_id: str) -> Any:
         """What was given with a message; None if it is not there. Raises `StoreError` or `TimeoutError`."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from protocol.frames import END_STATES
+
 
 class State(StrEnum):
     """Where a message stands."""
@@ -24,7 +26,12 @@ class State(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether nothing follows."""
-        return self in (State.DONE, State.FAILED, State.CANCELLED)
+        return self in END_STATES
+
+
+def has_ended(stored: bytes | None) -> bool:
+    """Whether a record's `state`, as it stands in Redis (None: no record), is an end."""
+    return stored is not None and stored.decode() in END_STATES
 
 
 class Happening(StrEnum):

@@ -81,6 +81,8 @@ def _head(message: Found) -> dict[str, Any]:
     head: dict[str, Any] = {"id": message.id, "state": message.state, "seq": message.head}
     if message.conversation is not None:
         head["conversation"] = message.conversation
+    if message.generation:
+        head["generation"] = message.generation
     return head
 
 
@@ -119,6 +121,8 @@ async def _accepted(session: Session, found: Found) -> dict[str, Any]:
         "state": found.state,
         "seq": found.head,
     }
+    if found.generation:
+        accepted["generation"] = found.generation
     if found.state == "queued" and found.conversation is not None:
         accepted["queue_position"] = await queue_position(session, found.conversation, found.id)
     return accepted

@@ -67,6 +67,8 @@ class Store:
         """The only link, where there is only one: no slot needs to be computed."""
         self._owner = TaskOwner("store")
         self._asking = False
+        self.on_connected: Callable[[], None] = lambda: None
+        """Called when a primary was connected to (again): it may have lost what was written last."""
         self.on_moved: Callable[[], None] = lambda: None
         """Called when some primary has another address than before."""
 
@@ -133,7 +135,9 @@ class Store:
 
     def _changed(self, up: bool) -> None:
         """A connection was made or lost; a lost one may mean that another server is the primary now."""
-        if not up and not isinstance(self._topology, SingleTopology):
+        if up:
+            self.on_connected()
+        elif not isinstance(self._topology, SingleTopology):
             self.ask_again()
 
     def ask_again(self) -> None:

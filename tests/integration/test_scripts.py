@@ -398,6 +398,23 @@ async def test_finalize_starts_both_clocks_and_may_be_repeated(board: Board) -> 
     assert msgpack.unpackb(record) == [10, 0, 0]
 
 
+async def test_finalize_by_a_slower_node_changes_nothing(board: Board) -> None:
+    _, fence = await board.claim(salt="x")
+    assert await board.append(fence, 0, 1, [T1, ["e", "done", {}]], end="done") == 1
+    assert await board.finalize(b"gen-x", 1, b"whole text") == 1
+    await board.client.delete(board.keys.journal)  # what the slower one gathers from has expired meanwhile
+    assert await board.finalize(b"gen-x", 1, b"") == 1
+    assert await board.client.get(board.keys.standing) == b"whole text"
+    assert msgpack.unpackb(await board.client.hget(board.keys.record, "standing")) == [10, 0, 0]
+
+
+async def test_finalize_keeps_the_journal_of_a_failure_that_may_be_reopened(board: Board) -> None:
+    _, fence = await board.claim(salt="x")
+    assert await board.append(fence, 0, 1, [T1, ["e", "failed", {}]], end="failed", retry="1") == 1
+    assert await board.finalize(b"gen-x", 1, b"half") == 1
+    assert 5_000 < await board.client.pttl(board.keys.journal) <= CLAIM_MS
+
+
 async def test_finalize_spares_what_runs_and_what_is_another_s(board: Board) -> None:
     assert await board.finalize(b"gen-x") == 0  # no record at all
     _, fence = await board.claim(salt="x")
