@@ -490,7 +490,7 @@ class ClientSession:
         events: list[Event] = [MessageAccepted(message, frame["replay"]), *self._same_or_anew(message, frame)]
         if frame["state"] == "failed":
             message._reopened_at = -1
-            if message._earlier_end is not None and frame["seq"] <= message.cursor:
+            if message._earlier_end is not None and frame["seq"] == message.cursor:
                 events += self._fail(message, message._earlier_end)  # not reopened, so it is over, as it was
         return events
 

@@ -370,5 +370,10 @@ class Hub:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(REREAD_SECONDS)
-            for channel in list(self._by_name.values()):
-                self._reread_soon(channel)
+            for channel in list(self.channels.values()):
+                if channel.local or channel.ended:
+                    continue
+                if channel.keys.channel in self._by_name:
+                    self._reread_soon(channel)
+                else:  # it had ended, but Redis lost the end
+                    self._owner.start(self._listen_quietly(channel), "listen")

@@ -77,6 +77,7 @@ async def test_a_question_is_answered_with_the_exact_text(redis_url: str, codec:
     async with place(redis_url) as here, wire(here.node.url, codec) as client:
         messages = await client.ask("m1", "script tokens=400 rate=4000 unicode=1 reasoning=5 tool=weather tools=2")
         accepted = await client.recv()
+        assert len(accepted.pop("generation")) == 16
         assert accepted == {"type": "accepted", "id": "m1", "replay": False, "state": "streaming", "seq": 0}
         view = await client.ended("m1")
         whole(view, messages)
@@ -198,6 +199,7 @@ async def test_resume_at_the_very_head_of_a_finished_message_tells_its_end_again
         head = (await client.ended("m1")).cursor
         await client.send({"type": "resume", "id": "m1", "after": head})
         accepted = await client.recv()
+        assert len(accepted.pop("generation")) == 16
         assert accepted == {"type": "accepted", "id": "m1", "replay": True, "state": "done", "seq": head}
         assert told(await client.recv()) == client.view("m1").end
 

@@ -465,7 +465,7 @@ export class Session {
     if (frame.state === "failed") {
       message.reopenedAt = -1;
       const earlier = message.earlierEnd;
-      if (earlier && frame.seq <= message.cursor) events.push(...this.fail(message, earlier)); // Over, as it was.
+      if (earlier && frame.seq === message.cursor) events.push(...this.fail(message, earlier)); // Over, as it was.
     }
     return events;
   }
