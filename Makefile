@@ -15,7 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PAGE := server/http/static/index.html
-PAGE_SOURCES := $(shell find web-demo/src web-demo/public web-demo/*.html web-demo/*.ts web-demo/*.json -type f 2>/dev/null)
+LIBRARY := web-demo/dist/package.json
+PAGE_SOURCES := $(shell find web-demo/src web-demo/library web-demo/public web-demo/*.html web-demo/*.ts web-demo/*.json -type f 2>/dev/null)
 
 # The environment's own pip, or uv for one that has none (uv makes such).
 INSTALL = if $(BIN)/python -m pip --version >/dev/null 2>&1; \
@@ -73,7 +74,7 @@ lock: ## Resolve the dependencies anew, with hashes (needs uv)
 LOCK := --quiet --generate-hashes --no-header --no-emit-index-url --universal --python-version 3.11
 
 clean: ## Remove everything that was made here; data of servers stays
-	@rm -rf $(VENV) web-demo/node_modules tests/clients/node_modules server/http/static build dist
+	@rm -rf $(VENV) web-demo/node_modules web-demo/dist tests/clients/node_modules server/http/static build dist
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find protocol server tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -117,10 +118,14 @@ $(PAGE): $(STAMPS)/node $(PAGE_SOURCES)
 	@cd web-demo && npm run --silent build -- --logLevel warn
 	@touch $@
 
-# Stock clients that the tests drive in Node.js.
-$(STAMPS)/clients: tests/clients/package-lock.json | $(STAMPS)/venv
+# What the tests drive in Node.js: stock clients, and our own library as it is published.
+$(STAMPS)/clients: tests/clients/package-lock.json $(LIBRARY) | $(STAMPS)/venv
 	@cd tests/clients && { npm ci --silent --no-audit --no-fund \
 		|| npm install --no-save --loglevel=error --no-audit --no-fund; }
+	@touch $@
+
+$(LIBRARY): $(STAMPS)/node $(PAGE_SOURCES)
+	@cd web-demo && npm run --silent library
 	@touch $@
 
 # What the tests drive beside Python: a browser, and Debian's Redis as a second store.

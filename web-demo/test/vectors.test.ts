@@ -7,20 +7,29 @@ import { type Codec, jsonCodec } from "../src/client/codec.ts";
 import type { Message } from "../src/client/message.ts";
 import { msgpackCodec } from "../src/client/msgpack.ts";
 import { Session } from "../src/client/session.ts";
-import type { ClientFrame, SendRequest } from "../src/client/types.ts";
+import type { ClientFrame, ConversationRequest, SendRequest } from "../src/client/types.ts";
 
 type Frame = Record<string, unknown>;
 
 interface Step {
-  do?: "connect" | "disconnect" | "send" | "resume" | "cancel" | "detach" | "retry" | "ping";
+  do?:
+    | ("connect" | "disconnect" | "send" | "resume" | "cancel" | "detach" | "retry" | "ping" | "forget")
+    | ("subscribe" | "unsubscribe" | "again" | "history" | "conversation");
   id?: string;
   request?: Omit<SendRequest, "id">;
-  after?: number;
+  after?: number | string;
   text?: string;
   nonce?: string | number;
   server?: Frame[];
   array?: boolean;
   out?: Frame[];
+  conversation?: string;
+  before?: string;
+  limit?: number;
+  op?: ConversationRequest["op"];
+  fields?: Frame;
+  /** Frames of conversations that the application is told. */
+  told?: Frame[];
 }
 
 interface Vector {
@@ -28,6 +37,8 @@ interface Vector {
   description: string;
   steps: Step[];
   final: Record<string, Frame>;
+  /** The cursor of each. */
+  conversations?: Record<string, number | null>;
 }
 
 /** What the server's side of a codec does: turn its frames into a WebSocket message, and the client's into frames. */
@@ -44,13 +55,14 @@ const WIRES: Record<
 };
 
 const directory = new URL("../../protocol/vectors/", import.meta.url);
-const vectors: Vector[] = readdirSync(directory)
+const vectors: Vector[] = readdirSync(directory, { recursive: true, encoding: "utf8" })
   .filter((name) => name.endsWith(".json"))
   .sort()
   .map((name) => JSON.parse(readFileSync(new URL(name, directory), "utf8")));
 
 function act(session: Session, step: Step): ClientFrame[] {
   const id = step.id ?? "";
+  const conversation = step.conversation ?? "";
   switch (step.do) {
     case "connect":
       return [session.hello()];
@@ -62,12 +74,33 @@ function act(session: Session, step: Step): ClientFrame[] {
       break;
     case "resume":
       session.resume(id, {
-        ...(step.after !== undefined && { after: step.after }),
+        ...(step.after !== undefined && { after: Number(step.after) }),
         ...(step.text !== undefined && { text: step.text }),
       });
       break;
     case "ping":
       session.ping(step.nonce ?? 0);
+      break;
+    case "subscribe":
+      session.subscribe(conversation, Number(step.after ?? 0));
+      break;
+    case "unsubscribe":
+    case "again":
+      session[step.do](conversation);
+      break;
+    case "history":
+      session.history(conversation, {
+        ...(step.before !== undefined && { before: step.before }),
+        ...(step.after !== undefined && { after: String(step.after) }),
+        ...(step.limit !== undefined && { limit: step.limit }),
+      });
+      break;
+    case "conversation":
+      session.conversation({
+        op: step.op ?? "get",
+        ...(step.conversation !== undefined && { conversation }),
+        ...step.fields,
+      });
       break;
     default:
       if (step.do) session[step.do](id);
@@ -100,15 +133,27 @@ describe.each(Object.entries(WIRES))("in %s", (_name, wire) => {
     const session = new Session();
     vector.steps.forEach((step, number) => {
       const sent: ClientFrame[] = step.server ? [] : act(session, step);
+      const told: Frame[] = [];
       const batches = step.server ? (step.array ? [step.server] : step.server.map((frame) => [frame])) : [];
       for (const batch of batches) {
         const data = wire.encode(step.array ? batch : batch[0]);
-        for (const frame of wire.codec.decode(data)) session.receive(frame);
+        for (const frame of wire.codec.decode(data)) {
+          for (const event of session.receive(frame)) {
+            if (event.type === "notice" || event.type === "history" || event.type === "conversation") {
+              told.push(event.frame as unknown as Frame);
+            }
+          }
+        }
         sent.push(...session.outgoing());
       }
       const onTheWire = sent.map((frame) => wire.decode(wire.codec.encode([frame]) as never) as Frame);
       expect(onTheWire.map(comparable), `step ${number}`).toEqual((step.out ?? []).map(comparable));
+      expect(told, `told in step ${number}`).toEqual(step.told ?? []);
     });
+    for (const [name, cursor] of Object.entries(vector.conversations ?? {})) {
+      expect(session.subscribed(name) ?? null, name).toBe(cursor);
+    }
+    expect([...session.messages.keys()].sort()).toEqual(Object.keys(vector.final).sort());
     for (const [id, wanted] of Object.entries(vector.final)) {
       const message = session.messages.get(id);
       expect(message, id).toBeDefined();
@@ -118,5 +163,5 @@ describe.each(Object.entries(WIRES))("in %s", (_name, wire) => {
 });
 
 test("there are vectors to pass", () => {
-  expect(vectors.length).toBeGreaterThan(30);
+  expect(vectors.length).toBeGreaterThan(90);
 });

@@ -29,20 +29,20 @@ export class Answer implements AsyncIterable<Piece> {
 
   /** Resolves once the server has admitted the message. Rejects with `MessageRefused`, `ConnectionFailed`. */
   async accepted(): Promise<Message> {
-    while (this.message.state === "sending") await this.change();
+    while (this.message.state === "sending") await this.changed();
     return this.checked();
   }
 
   /** Resolves at the end: done, or cancelled. Rejects with a `MessageError` if it ended otherwise. */
   async done(): Promise<Message> {
-    while (!this.message.ended) await this.change();
+    while (!this.message.ended) await this.changed();
     return this.checked();
   }
 
   /** Stop generating, and wait for the receipt. If the end won the race, that is the receipt. */
   async cancel(): Promise<Message> {
     this.client.cancel(this.id);
-    while (!this.message.ended) await this.change();
+    while (!this.message.ended) await this.changed();
     return this.message;
   }
 
@@ -73,7 +73,7 @@ export class Answer implements AsyncIterable<Piece> {
         this.checked();
         return;
       } else {
-        await this.change();
+        await this.changed();
       }
     }
   }
@@ -84,8 +84,8 @@ export class Answer implements AsyncIterable<Piece> {
     return this.message;
   }
 
-  /** Resolves when anything happens to the message. */
-  private change(): Promise<void> {
+  /** Resolves when anything happens to the message. Rejects when it is no longer followed here. */
+  changed(): Promise<void> {
     const { client, message } = this;
     return new Promise((resolve, reject) => {
       const look = (): boolean => {

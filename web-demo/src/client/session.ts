@@ -31,7 +31,6 @@ import type {
   SendRequest,
   ServerFrame,
   Snapshot,
-  Subscribe,
   Welcome,
 } from "./types.ts";
 
@@ -50,8 +49,10 @@ const MAX_ASKED_ANEW = 3;
 /** So many ids of forgotten messages are remembered, so that a late frame does not bring one back. */
 const MAX_FORGOTTEN = 1024;
 
-/** What happens to a conversation: these `op`s carry the `seq` of its log, answers to requests do not count. */
-const CONVERSATION_EVENTS = new Set(["created", "renamed", "chosen", "pinned", "unpinned", "removed", "queue"]);
+/** Every other `op` of a `conversation` frame with a `seq` is an event of the log, also one that is not known here. */
+const CONVERSATION_REQUESTS = new Set(
+  "create list get rename title delete choose pin unpin waiting answer part".split(" "),
+);
 
 export type ResyncReason = "gap" | "snapshot" | "mismatch" | "behind" | "missing" | "unanswered" | "lost";
 
@@ -79,7 +80,14 @@ export type SessionEvent =
   /** Nothing more comes; `message.state` and `message.error` say how it ended. */
   | { type: "ended"; message: Message }
   /** An error that ends nothing: of the connection, or of one frame about a message. */
-  | { type: "error"; message: Message | undefined; re: string | undefined; error: ErrorBody }
+  | {
+      type: "error";
+      message: Message | undefined;
+      re: string | undefined;
+      error: ErrorBody;
+      /** What it was about. A refused `subscribe` or `history` that is `retryable` is repeated by `Session.again`. */
+      conversation?: string;
+    }
   | { type: "goaway"; reason: string; afterMs: number }
   | { type: "quota"; limits: Limit[] }
   /** A subscribed conversation got an entry, or one has ended. Each is told once. */
@@ -108,6 +116,10 @@ export class Session {
   private queue: ClientFrame[] = [];
   /** Subscribed conversation → the last `seq` of its log that was told. */
   private readonly conversations = new Map<string, number>();
+  /** Conversations whose `subscribe` was sent on the present connection and not answered yet. */
+  private readonly askedFor = new Set<string>();
+  /** Operations on conversations that were asked for without a connection. */
+  private waiting: ClientFrame[] = [];
   private readonly forgotten = new Set<string>();
   private pages: History[] = [];
 
@@ -229,12 +241,24 @@ export class Session {
    */
   subscribe(conversation: string, after = 0): void {
     this.conversations.set(conversation, after);
-    this.put(subscription(conversation, after));
+    this.queueSubscribe(conversation);
   }
 
+  /** Stop following a conversation; late events of it are not told. */
   unsubscribe(conversation: string): void {
-    this.conversations.delete(conversation);
+    this.dropConversation(conversation);
     this.put({ type: "unsubscribe", conversation });
+  }
+
+  /** `seq` of the last event that was told of a conversation; undefined if it is not subscribed to. */
+  subscribed(conversation: string): number | undefined {
+    return this.conversations.get(conversation);
+  }
+
+  /** Ask again for what was refused for now: the subscription, and pages that did not come. */
+  again(conversation: string): void {
+    if (this.conversations.has(conversation)) this.queueSubscribe(conversation);
+    for (const page of this.pages) if (page.conversation === conversation) this.put(page);
   }
 
   /** Ask for a page of a conversation; asked again on a new connection until it came. */
@@ -244,9 +268,13 @@ export class Session {
     this.put(frame);
   }
 
-  /** One operation on conversations (`create`, `list`, `rename`, …); the answer is a `conversation` event. */
+  /**
+   * One operation on conversations (`create`, `list`, `rename`, …); the answer is a `conversation` event. Without a
+   * connection it waits for the next one. One that was sent and not answered is not repeated: whether it was done is
+   * seen in the conversation's events.
+   */
   conversation(request: Omit<ConversationRequest, "type">): void {
-    this.put({ type: "conversation", ...request });
+    (this.open ? this.queue : this.waiting).push({ type: "conversation", ...request });
   }
 
   /** Everything a later session needs to go on with the open messages. */
@@ -306,7 +334,7 @@ export class Session {
       case "quota":
         return [{ type: "quota", limits: frame.limits }];
       case "message":
-        return this.isNew(frame.conversation, frame.seq) ? [{ type: "notice", frame }] : [];
+        return this.isNext(frame.conversation, frame.seq ?? 0) ? [{ type: "notice", frame }] : [];
       case "conversation":
         return this.onConversation(frame);
       case "history":
@@ -320,6 +348,7 @@ export class Session {
   disconnected(): void {
     this.open = false;
     this.queue = [];
+    this.askedFor.clear();
     for (const message of this.messages.values()) {
       message.parts = message.pongMark = undefined;
       message.unansweredPongs = 0;
@@ -493,9 +522,13 @@ export class Session {
   private onError(frame: ErrorFrame): SessionEvent[] {
     const { error } = frame;
     const re = frame.re ?? undefined;
+    const conversation = frame.conversation ?? undefined;
+    if (conversation !== undefined && (re === "subscribe" || re === "history")) {
+      return this.onConversationError(conversation, re, error);
+    }
     const message = this.messages.get(frame.id ?? "");
     if (!message || message.ended || message.state === "detached" || re === "cancel" || re === "detach") {
-      return [{ type: "error", message, re, error }];
+      return [{ type: "error", message, re, error, ...(conversation !== undefined && { conversation }) }];
     }
     if (message.state === "sending") return this.onSendError(message, re, error);
     if (error.code === "message_unknown" && re !== "send") return this.askAnew(message, error);
@@ -503,6 +536,14 @@ export class Session {
     if (!error.retryable) return this.failHere(message, "lose", error);
     message.move("stall");
     return [{ type: "stalled", message, error, afterMs: error.retry_after_ms ?? undefined }];
+  }
+
+  /** What can't be had is not asked for any more; for what can be had later, see `again`. */
+  private onConversationError(conversation: string, re: "subscribe" | "history", error: ErrorBody): SessionEvent[] {
+    if (re === "subscribe") this.askedFor.delete(conversation);
+    if (!error.retryable && re === "subscribe") this.dropConversation(conversation);
+    else if (!error.retryable) this.pageDone(conversation);
+    return [{ type: "error", message: undefined, re, error, conversation }];
   }
 
   private onSendError(message: Message, re: string | undefined, error: ErrorBody): SessionEvent[] {
@@ -533,8 +574,10 @@ export class Session {
   private onWelcome(frame: Welcome): SessionEvent[] {
     this.open = true;
     this.draining = false;
-    this.queue = [...this.conversations].map(([conversation, after]) => subscription(conversation, after));
-    this.queue.push(...this.pages);
+    this.queue = [];
+    for (const conversation of this.conversations.keys()) this.queueSubscribe(conversation);
+    this.queue.push(...this.pages, ...this.waiting);
+    this.waiting = [];
     const known = new Map(frame.resumed.map((head) => [head.id, head]));
     const events: SessionEvent[] = [{ type: "welcomed", frame }];
     for (const message of this.unfinished) {
@@ -640,28 +683,54 @@ export class Session {
   }
 
   private onHistory(frame: HistoryPage): SessionEvent[] {
-    const asked = this.pages.findIndex((page) => page.conversation === frame.conversation);
-    if (asked >= 0) this.pages.splice(asked, 1);
+    this.pageDone(frame.conversation);
     return [{ type: "history", frame }];
+  }
+
+  /** The oldest page asked for of this conversation needs not be asked for again. */
+  private pageDone(conversation: string): void {
+    const asked = this.pages.findIndex((page) => page.conversation === conversation);
+    if (asked >= 0) this.pages.splice(asked, 1);
   }
 
   /** An answer (it moves no cursor), or something that happened to a conversation. */
   private onConversation(frame: ConversationFrame): SessionEvent[] {
     const { op, seq } = frame;
     const conversation = frame.conversation ?? "";
-    if (op === "reset") this.conversations.set(conversation, seq ?? 0);
-    else if (op === "deleted") this.conversations.delete(conversation);
-    else if (CONVERSATION_EVENTS.has(op) && !this.isNew(conversation, seq)) return [];
+    if (op === "subscribed") {
+      this.askedFor.delete(conversation);
+    } else if (op === "reset" || op === "deleted") {
+      if (!this.conversations.has(conversation)) return [];
+      this.conversations.set(conversation, seq ?? 0);
+      if (op === "deleted") this.dropConversation(conversation);
+    } else if (!CONVERSATION_REQUESTS.has(op) && seq != null && !this.isNext(conversation, seq)) {
+      return [];
+    }
     return [{ type: "conversation", frame }];
   }
 
-  /** Whether this event of a conversation's log has not been told yet; then it counts as told. */
-  private isNew(conversation: string, seq: number | null | undefined): boolean {
+  /** Whether this event continues the conversation's log; then it counts as told. A gap is asked about. */
+  private isNext(conversation: string, seq: number): boolean {
     const known = this.conversations.get(conversation);
-    if (known === undefined || !seq) return true;
-    if (seq <= known) return false;
+    if (known === undefined || seq <= known) return false;
+    if (seq > known + 1) {
+      if (!this.askedFor.has(conversation)) this.queueSubscribe(conversation);
+      return false;
+    }
     this.conversations.set(conversation, seq);
     return true;
+  }
+
+  private dropConversation(conversation: string): void {
+    this.conversations.delete(conversation);
+    this.askedFor.delete(conversation);
+    this.queue = this.queue.filter((frame) => !(frame.type === "subscribe" && frame.conversation === conversation));
+  }
+
+  private queueSubscribe(conversation: string): void {
+    const after = this.conversations.get(conversation) ?? 0;
+    this.put({ type: "subscribe", conversation, ...(after > 0 && { after }) });
+    if (this.open) this.askedFor.add(conversation);
   }
 
   // --- helpers -------------------------------------------------------------------------------------------------------
@@ -692,10 +761,6 @@ export class Session {
   }
 }
 
-function subscription(conversation: string, after: number): Subscribe {
-  return { type: "subscribe", conversation, ...(after > 0 && { after }) };
-}
-
 const REQUIRED: Record<string, string[]> = {
   welcome: ["session", "user", "tier", "heartbeat_seconds", "max_frame_bytes", "resumed", "active"],
   accepted: ["id", "replay", "state"],
@@ -706,7 +771,7 @@ const REQUIRED: Record<string, string[]> = {
   failed: ["id", "seq", "error"],
   cancelled: ["id", "seq", "text_bytes", "text_sha256"],
   quota: ["limits"],
-  message: ["conversation", "id"],
+  message: ["conversation", "id", "seq"],
   conversation: ["op"],
   history: ["conversation"],
   error: ["error"],

@@ -76,7 +76,7 @@ export interface ClientOptions {
     url: string,
     subprotocol: string,
   ) => unknown;
-  /** In place of `WebSocket`: whatever opens a connection, for instance `sharedTabs`. */
+  /** In place of `WebSocket`: whatever opens a connection. */
   connect?: Connect;
   clock?: Clock;
   /** In [0, 1): spreads the reconnects. */
@@ -490,7 +490,7 @@ export class Client {
       else if (event.type === "output") this.saveSoon();
       else if (event.type === "accepted") this.saveNow();
       else if (event.type === "ended") this.onEnded(event.message);
-      else if (event.type === "error" && !event.message) this.lastError = event.error;
+      else if (event.type === "error" && !event.message) this.onError(event);
       this.tell(event);
     }
   }
@@ -498,6 +498,15 @@ export class Client {
   private resumeLater(message: Message, afterMs: number): void {
     this.arm(`later ${message.id}`, afterMs, () => {
       if (message.state === "stalled" || message.state === "sending") this.session.resume(message.id);
+      this.flush();
+    });
+  }
+
+  private onError({ re, error, conversation }: Extract<SessionEvent, { type: "error" }>): void {
+    this.lastError = error;
+    if (conversation === undefined || !error.retryable || (re !== "subscribe" && re !== "history")) return;
+    this.arm(`in ${conversation}`, error.retry_after_ms ?? RESUME_LATER_MS, () => {
+      this.session.again(conversation);
       this.flush();
     });
   }

@@ -1,0 +1,332 @@
+/**
+ * `useChat` of the AI SDK over Tidewire: `useChat({ transport: new TidewireChatTransport({ url }) })`.
+ *
+ * A message of Tidewire becomes a stream of the SDK's chunks. Losses of the connection, of the server's node or of the
+ * page are mended below that stream, so the SDK never sees them. What it can't express is text that is taken back, when
+ * another model starts over in mid-answer: that step is marked, and `visibleParts` leaves it out.
+ */
+
+import type { ChatTransport, FinishReason, UIMessage, UIMessageChunk } from "ai";
+import { Answer } from "./answer.ts";
+import { failureOf } from "./errors.ts";
+import { newId } from "./ids.ts";
+import type { Message } from "./message.ts";
+import { Client, type ClientOptions } from "./socket.ts";
+import type { ChatMessage, SendRequest, ToolCall } from "./types.ts";
+
+export type RequestFields = Omit<SendRequest, "id" | "messages">;
+
+export interface TransportOptions {
+  /** What every request carries: `model`, `tools`, `temperature`, … */
+  request?: RequestFields;
+  /** The messages of a request, where the usual translation won't do. */
+  toMessages?: (messages: UIMessage[]) => ChatMessage[];
+  /** What is put into the finished message's `metadata`, for instance usage and cost. */
+  messageMetadata?: (message: Message) => unknown;
+}
+
+/** Either a client, which may serve other parts of the page too, or what to make one of. */
+export type TidewireChatTransportOptions = TransportOptions & ({ client: Client } | ClientOptions);
+
+/** The field of a request's `metadata` that names its chat, so that a reload finds the open message of a chat. */
+const CHAT = "chat";
+const WITHDRAWN = "withdrawn: another attempt starts over";
+
+const FINISH_REASONS: Record<string, FinishReason> = {
+  stop: "stop",
+  length: "length",
+  tool_calls: "tool-calls",
+  content_filter: "content-filter",
+};
+
+export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> implements ChatTransport<UI_MESSAGE> {
+  /** A resumed stream tells the whole answer from its beginning, so nothing that is shown already is doubled. */
+  readonly resumeStreamIsReplay = true;
+  readonly client: Client;
+  private readonly options: TransportOptions;
+  /** How often each chat was resumed: an abort that makes way for the next resume is no wish to stop. */
+  private readonly resumes = new Map<string, number>();
+
+  constructor(options: TidewireChatTransportOptions) {
+    this.options = options;
+    this.client = "client" in options ? options.client : new Client({ ...tabStorage(), ...options });
+  }
+
+  async sendMessages(
+    options: Parameters<ChatTransport<UI_MESSAGE>["sendMessages"]>[0],
+  ): Promise<ReadableStream<UIMessageChunk>> {
+    this.start();
+    const { chatId, messages, abortSignal, body, metadata } = options;
+    const { request, toMessages = chatMessages } = this.options;
+    const answer = this.client.ask(
+      {
+        ...request,
+        ...(body as RequestFields | undefined),
+        id: newId(),
+        messages: toMessages(messages),
+        metadata: { ...request?.metadata, ...(metadata as object | undefined), [CHAT]: chatId },
+      },
+      { signal: abortSignal },
+    );
+    // After a tool's result the SDK goes on with the assistant's message that it has.
+    const goesOn = messages.at(-1)?.role === "assistant";
+    return this.streamOf(answer, goesOn ? undefined : answer.id);
+  }
+
+  async reconnectToStream(
+    options: Parameters<ChatTransport<UI_MESSAGE>["reconnectToStream"]>[0],
+  ): Promise<ReadableStream<UIMessageChunk> | null> {
+    this.start();
+    const { chatId, abortSignal } = options;
+    const resume = (this.resumes.get(chatId) ?? 0) + 1;
+    this.resumes.set(chatId, resume);
+    const message = this.openMessage(chatId);
+    if (!message) return null;
+    abortSignal?.addEventListener("abort", () => {
+      // The SDK aborts a resume also when another one takes its place, which it starts in the same turn.
+      setTimeout(() => {
+        if (this.resumes.get(chatId) === resume) this.client.cancel(message.id);
+      });
+    });
+    return this.streamOf(new Answer(this.client, message), message.id);
+  }
+
+  private start(): void {
+    if (this.client.status.phase === "closed") this.client.start();
+  }
+
+  /** The newest message of a chat that has not ended, also one that an earlier life of the page asked for. */
+  private openMessage(chatId: string): Message | undefined {
+    return this.client.session.unfinished.findLast((message) => message.request?.metadata?.[CHAT] === chatId);
+  }
+
+  private streamOf(answer: Answer, messageId: string | undefined): ReadableStream<UIMessageChunk> {
+    const chunks = new Chunks(answer, messageId, this.options.messageMetadata).read();
+    return new ReadableStream<UIMessageChunk>(
+      {
+        // Chunks are made when they are read: nothing piles up, and an error never overtakes what came before it.
+        async pull(controller) {
+          const { value, done } = await chunks.next();
+          if (done) controller.close();
+          else controller.enqueue(value);
+        },
+        async cancel() {
+          await chunks.return();
+        },
+      },
+      { highWaterMark: 0 },
+    );
+  }
+}
+
+/** The storage of the browser's tab, where there is one that is not blocked. */
+function tabStorage(): Pick<ClientOptions, "storage"> {
+  try {
+    return { storage: sessionStorage };
+  } catch {
+    return {};
+  }
+}
+
+/** Turns what stands of a message, as it grows, into chunks. */
+class Chunks {
+  private readonly answer: Answer;
+  private readonly messageId: string | undefined;
+  private readonly metadata: TransportOptions["messageMetadata"];
+  private generation: number;
+  private parts = 0;
+  private open: { kind: "text" | "reasoning"; id: string } | undefined;
+  private readonly told = { text: 0, reasoning: 0 };
+  /** What was told of each call. */
+  private readonly calls = new Map<string, { name: string; characters: number }>();
+
+  constructor(answer: Answer, messageId: string | undefined, metadata: TransportOptions["messageMetadata"]) {
+    this.answer = answer;
+    this.messageId = messageId;
+    this.metadata = metadata;
+    this.generation = answer.message.generation;
+  }
+
+  /** Throws a `MessageError` at the end if the message did not end well; the SDK hands it to the application. */
+  async *read(): AsyncGenerator<UIMessageChunk, void, undefined> {
+    const { answer } = this;
+    const { message } = answer;
+    yield { type: "start", ...(this.messageId !== undefined && { messageId: this.messageId }) };
+    yield { type: "start-step" };
+    for (;;) {
+      if (message.generation !== this.generation) yield* this.withdraw();
+      const chunks = [...this.more(message)];
+      yield* chunks;
+      if (chunks.length > 0) continue;
+      if (message.ended) break;
+      await answer.changed();
+    }
+    yield* this.close();
+    yield* this.finish(message);
+  }
+
+  /** What came since the last look. */
+  private *more(message: Message): Generator<UIMessageChunk> {
+    yield* this.grow("reasoning", message.reasoning);
+    yield* this.grow("text", message.text);
+    for (const call of message.toolCalls) yield* this.growCall(call);
+  }
+
+  private *grow(kind: "text" | "reasoning", whole: string): Generator<UIMessageChunk> {
+    const delta = whole.slice(this.told[kind]);
+    if (!delta) return;
+    if (this.open?.kind !== kind) {
+      yield* this.close();
+      this.open = { kind, id: `${kind}-${++this.parts}` };
+      yield { type: `${kind}-start`, id: this.open.id };
+    }
+    this.told[kind] += delta.length;
+    yield { type: `${kind}-delta`, id: this.open.id, delta };
+  }
+
+  private *growCall(call: ToolCall): Generator<UIMessageChunk> {
+    const { id: toolCallId, function: called } = call;
+    if (!toolCallId || !called?.name) return;
+    const written = called.arguments ?? "";
+    let told = this.calls.get(toolCallId);
+    if (!told) {
+      told = { name: called.name, characters: 0 };
+      this.calls.set(toolCallId, told);
+      yield* this.close();
+      yield { type: "tool-input-start", toolCallId, toolName: called.name };
+    }
+    const inputTextDelta = written.slice(told.characters);
+    told.characters = written.length;
+    if (inputTextDelta) yield { type: "tool-input-delta", toolCallId, inputTextDelta };
+  }
+
+  private *close(): Generator<UIMessageChunk> {
+    if (!this.open) return;
+    const { kind, id } = this.open;
+    this.open = undefined;
+    yield { type: `${kind}-end`, id };
+  }
+
+  /** Mark the step that was told so far as taken back, and begin another. */
+  private *withdraw(): Generator<UIMessageChunk> {
+    this.generation = this.answer.message.generation;
+    if (this.told.text + this.told.reasoning + this.calls.size === 0) return;
+    yield* this.close();
+    for (const [toolCallId, { name }] of this.calls) {
+      yield { type: "tool-input-error", toolCallId, toolName: name, input: undefined, errorText: WITHDRAWN };
+    }
+    const mark = { id: `text-${++this.parts}`, providerMetadata: { tidewire: { withdrawn: true } } };
+    yield { type: "text-start", ...mark };
+    yield { type: "text-end", ...mark };
+    yield { type: "finish-step" };
+    yield { type: "start-step" };
+    this.calls.clear();
+    this.told.text = this.told.reasoning = 0;
+  }
+
+  private *finish(message: Message): Generator<UIMessageChunk> {
+    const failure = failureOf(message);
+    if (failure) throw failure;
+    if (message.state === "cancelled") {
+      yield { type: "abort" };
+      return;
+    }
+    for (const call of message.toolCalls) yield* available(call);
+    yield { type: "finish-step" };
+    const reason = message.end?.type === "done" ? message.end.finish_reason : "";
+    const messageMetadata = this.metadata?.(message);
+    yield {
+      type: "finish",
+      finishReason: FINISH_REASONS[reason] ?? "other",
+      ...(messageMetadata !== undefined && { messageMetadata }),
+    };
+  }
+}
+
+function* available(call: ToolCall): Generator<UIMessageChunk> {
+  const { id: toolCallId = "", function: called } = call;
+  const toolName = called?.name ?? "";
+  try {
+    yield { type: "tool-input-available", toolCallId, toolName, input: JSON.parse(called?.arguments || "{}") };
+  } catch {
+    const errorText = "the model wrote arguments that are not JSON";
+    yield { type: "tool-input-error", toolCallId, toolName, input: called?.arguments, errorText };
+  }
+}
+
+/** The parts of a message that stand: without steps that were taken back because another attempt started over. */
+export function visibleParts<MESSAGE extends Pick<UIMessage, "parts">>(message: MESSAGE): MESSAGE["parts"] {
+  return stepsOf(message.parts)
+    .filter((step) => !step.some(isMark))
+    .flat() as MESSAGE["parts"];
+}
+
+type Part = UIMessage["parts"][number];
+
+function stepsOf(parts: Part[]): Part[][] {
+  const steps: Part[][] = [[]];
+  for (const part of parts) {
+    if (part.type === "step-start") steps.push([]);
+    steps.at(-1)?.push(part);
+  }
+  return steps.filter((step) => step.length > 0);
+}
+
+function isMark(part: Part): boolean {
+  return part.type === "text" && part.providerMetadata?.tidewire?.withdrawn === true;
+}
+
+/** The SDK's messages in the chat-completions format: one entry per step, with the results of its tools behind it. */
+export function chatMessages(messages: UIMessage[]): ChatMessage[] {
+  return messages.flatMap((message) => {
+    if (message.role !== "assistant") {
+      const content = contentOf(message.parts);
+      return content.length > 0 ? [{ role: message.role, content }] : [];
+    }
+    return stepsOf(visibleParts(message)).flatMap(assistantStep);
+  });
+}
+
+function contentOf(parts: Part[]): string | Record<string, unknown>[] {
+  if (!parts.some((part) => part.type === "file")) return textOf(parts);
+  return parts.flatMap((part): Record<string, unknown>[] => {
+    if (part.type === "text") return [{ type: "text", text: part.text }];
+    if (part.type !== "file") return [];
+    if (part.mediaType.startsWith("image/")) return [{ type: "image_url", image_url: { url: part.url } }];
+    return [{ type: "file", file: { filename: part.filename ?? "file", file_data: part.url } }];
+  });
+}
+
+function textOf(parts: Part[]): string {
+  return parts.map((part) => (part.type === "text" ? part.text : "")).join("");
+}
+
+interface ToolPart {
+  toolCallId: string;
+  toolName?: string;
+  state: string;
+  input?: unknown;
+  rawInput?: unknown;
+  output?: unknown;
+  errorText?: string;
+}
+
+function assistantStep(parts: Part[]): ChatMessage[] {
+  const tools = parts.filter((part) => part.type === "dynamic-tool" || part.type.startsWith("tool-"));
+  const calls: Record<string, unknown>[] = [];
+  const results: ChatMessage[] = [];
+  for (const part of tools) {
+    const tool = part as unknown as ToolPart;
+    if (tool.state === "input-streaming") continue;
+    const name = tool.toolName ?? part.type.slice("tool-".length);
+    const written = typeof tool.rawInput === "string" ? tool.rawInput : JSON.stringify(tool.input ?? {});
+    calls.push({ id: tool.toolCallId, type: "function", function: { name, arguments: written } });
+    const output = tool.state === "output-available" ? tool.output : (tool.errorText ?? undefined);
+    if (output === undefined) continue;
+    const content = typeof output === "string" ? output : JSON.stringify(output);
+    results.push({ role: "tool", tool_call_id: tool.toolCallId, content });
+  }
+  const content = textOf(parts);
+  if (!content && calls.length === 0) return [];
+  return [{ role: "assistant", content: content || null, ...(calls.length > 0 && { tool_calls: calls }) }, ...results];
+}
