@@ -41,6 +41,12 @@ _TABLE: Final = (
     ErrorCode("message_unknown", "permanent", 404, "No message of this user has this id, or it has expired."),
     ErrorCode("conversation_unknown", "permanent", 404, "No conversation of this user has this id."),
     ErrorCode("model_not_found", "permanent", 404, "No route has this name; `details.models` lists those there are."),
+    ErrorCode(
+        "prompt_not_found",
+        "permanent",
+        404,
+        "No prompt has this name, or no version on offer is in the range asked for.",
+    ),
     ErrorCode("conversation_busy", "temporary", 409, "The conversation is answering and `on_busy` is `reject`."),
     ErrorCode(
         "conversation_limit", "permanent", 400, "A limit of conversations is reached; `details` has its name and size."

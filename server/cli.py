@@ -76,6 +76,7 @@ def _failures() -> tuple[type[Exception], ...]:
     names = (
         ("server.config.schema", "ConfigError"),
         ("server.process", "CannotStart"),
+        ("server.prompts.registry", "BadRegistry"),
         ("server.store.embedded", "EmbeddedRedisError"),
         ("server.store.link", "StoreError"),
         ("server.upstreams.child", "ChildError"),

@@ -29,6 +29,7 @@ from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.prompts.service import Prompts
 from server.quotas import scripts as quota_scripts
 from server.quotas.limits import Policies
 from server.quotas.service import Quotas
@@ -88,6 +89,7 @@ class Node:
         self.responses: set[Peer] = set()
         """HTTP responses that follow a message."""
         self.draining = False
+        self.prompts = Prompts.of(settings)
         self._specs = target_specs(settings, environ)
         self._upstreams = Parts.of(parts.upstreams)
         self._drivers: list[Driver] = []
@@ -136,7 +138,7 @@ class Node:
         )
         times = Times(kept.retention_seconds, kept.claim_seconds)
         self.keeper = Keeper(means, self.reader, self.id, times, chance)
-        self.messages = Messages(means, self.reader, self.keeper, self.id, chance)
+        self.messages = Messages(means, self.reader, self.keeper, self.id, chance, self.prompts)
         self.messages.start()
         self.ownership = Ownership(self.store, self.id, kept.takeover_seconds, self.keeper.adopt)
         self.ownership.reconcile = self.keeper.reconcile

@@ -27,6 +27,7 @@ from server.app import build
 from server.config import Settings
 from server.http.transport import DroppableProtocol
 from server.node import Node, NodeParts
+from server.prompts.service import Prompts
 from server.sessions.transport import DroppingProtocol
 from server.store.embedded import EmbeddedRedis
 from server.store.link import StoreError
@@ -54,8 +55,9 @@ def say(address: str) -> None:
 def serve(settings: Settings, announce: Callable[[str], None] = say) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `announce` is told the address once requests are served.
 
-    Raises `CannotStart`.
+    Raises `CannotStart` or `BadRegistry`.
     """
+    Prompts.of(settings)  # a folder that can't be served is told here, once, and not by every node
     listener = _bind(settings.server.host, settings.server.port)
     needs_supervisor = settings.server.workers > 1 or settings.redis.url == "embedded" or _embeds(settings)
     run = _supervise if needs_supervisor else _single

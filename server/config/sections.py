@@ -255,7 +255,8 @@ class RouteSettings(Section):
     max_output_tokens: Positive | None = None
     """Output tokens reserved and allowed if the request names no number; never more than the tier's."""
     prompt: str | None = None
-    """Prompt that every message of this route gets, as `name` or `name@range`."""
+    """Prompt that every message of this route gets, as `name` or `name@range`. Clients may give its variables and a
+    narrower range, and no other prompt."""
 
 
 class BreakerSettings(Section):

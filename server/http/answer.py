@@ -49,7 +49,7 @@ def served_by(end: Frame) -> dict[str, Any] | None:
     """Which target and model served it, after how many attempts; None for an end that does not tell."""
     if "target" not in end:
         return None
-    return {name: end[name] for name in ("target", "model", "attempts", "cost_usd") if name in end}
+    return {name: end[name] for name in ("target", "model", "attempts", "cost_usd", "prompt") if name in end}
 
 
 def whole_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, Name
+from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, Name, PromptRef, PromptUsed
 from server.messages.origin import MAX_TAGS, TAG_CHARACTERS, TAG_NAME_CHARACTERS
 
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -50,7 +50,10 @@ class ChatCompletionRequest(Body):
     fields that only steer the provider's own books (`user`, `store`, …) are accepted and have no effect."""
 
     model: Name = "default"
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    """Needed unless there is a `prompt`."""
+    prompt: PromptRef | None = None
+    """Tidewire's own: a versioned prompt, in which the messages are put."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Positive | None = None
@@ -85,6 +88,8 @@ class ChatCompletionRequest(Body):
         given = [name for name in names if getattr(self, name) is not None]
         if len({getattr(self, name) for name in given}) > 1:
             raise ValueError(f"{' and '.join(given)} contradict each other; give one")
+        if self.messages is None and self.prompt is None:
+            raise ValueError("`messages` is missing (or `prompt`)")
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` needs `stream: true`")
         return self
@@ -139,6 +144,7 @@ class Served(Answer):
     model: str
     attempts: int
     cost_usd: float | None = None
+    prompt: PromptUsed | None = None
 
 
 class ChatCompletion(Answer):
@@ -243,6 +249,7 @@ class Message(Answer):
     finish_reason: str | None = None
     usage: MessageUsage | None = None
     cost_usd: float | None = None
+    prompt: PromptUsed | None = None
     attempts: list[MessageAttempt]
     error: ErrorDetail | None = None
 

@@ -71,6 +71,7 @@ def as_message(message_id: str, got: Whole) -> dict[str, Any]:
         "finish_reason": end.get("finish_reason"),
         "usage": end.get("usage"),
         "cost_usd": end.get("cost_usd"),
+        "prompt": details.prompt,
         "attempts": [_attempt(attempt) for attempt in details.attempts],
         "error": error_object(error) if error else None,
     }

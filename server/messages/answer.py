@@ -112,6 +112,8 @@ class Answer:
         }
         if event["cost_usd"] is None:
             del event["cost_usd"]
+        if self.life.claim.prompt is not None:
+            event["prompt"] = self.life.claim.prompt
         self._end(event)
 
     def cancelled(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.messages import request as asked
 from server.messages.conversations import Place
+from server.prompts import request as prompted
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, hold_id
@@ -49,6 +50,11 @@ class Claim:
         """The conversation it belongs to."""
         name = self.request.get("conversation")
         return None if name is None else Place.of(self.user_tag, name)
+
+    @property
+    def prompt(self) -> Mapping[str, str] | None:
+        """{name, version} of the prompt that the request was resolved to; in the record it is `prompt`, as JSON."""
+        return prompted.used(self.request)
 
     @property
     def token(self) -> bytes:

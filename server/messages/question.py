@@ -10,6 +10,7 @@ from server.messages.conversation import TooLong, count_tokens, room_of, trim
 from server.messages.journal import JournalLost, Verdict
 from server.messages.life import Life, until_redis_answers
 from server.messages.means import Means, Target
+from server.prompts.request import around
 from server.quotas.base import Order
 from server.routing.attempts import Route
 
@@ -24,6 +25,8 @@ class Question:
         """What the target of the present attempt is sent."""
         self._history: list[dict[str, Any]] | None = None
         """The branch that this answers, if it is part of a conversation."""
+        self._before, self._after = around(life.claim.request)
+        """The prompt's messages around that branch."""
 
     async def read_history(self) -> None:
         """Read what is to be answered, now that it is this message's turn. Raises `JournalLost`."""
@@ -53,15 +56,17 @@ class Question:
 
     async def choose(self, target: Target) -> dict[str, Any]:
         """Settle what `target` is sent (`sent`); a description of it for the record. Raises `TooLong`."""
-        request, place = self.life.claim.request, self.life.claim.place
+        place = self.life.claim.place
         if self._history is None or place is None:
-            self.sent = request.get("messages", [])
+            self.sent = self.life.claim.request.get("messages", [])
             return {}
-        context = trim(self._history, room_of(target.context_tokens, request.get("max_output_tokens")))
+        context = trim(self._history, self._room(target))
+        branch = context.messages
         try:
-            self.sent = await until_redis_answers(lambda: self.means.conversations.whole(place.keys, context.messages))
+            branch = await until_redis_answers(lambda: self.means.conversations.whole(place.keys, context.messages))
         except ProtocolError:  # the conversation was deleted meanwhile: the stop is on its way
-            self.sent, self.life.stop_requested = context.messages, True
+            self.life.stop_requested = True
+        self.sent = [*self._before, *branch, *self._after]
         first = next((entry for entry in context.entries if entry), "")
         return {"first": first, "entries": len(context.entries), "dropped": context.dropped, "tokens": context.tokens}
 
@@ -70,9 +75,13 @@ class Question:
         """About how many tokens `sent` has."""
         return asked.count_input(self.sent) if self._history is None else sum(map(count_tokens, self.sent))
 
+    def _room(self, target: Target) -> int:
+        """Tokens that the branch may have at this target: what its context holds beside the prompt."""
+        room = room_of(target.context_tokens, self.life.claim.request.get("max_output_tokens"))
+        return max(0, room - sum(map(count_tokens, (*self._before, *self._after))))
+
     def _largest_room(self, route: Route) -> int:
-        cap = self.life.claim.request.get("max_output_tokens")
-        return max(room_of(self.means.targets[name].context_tokens, cap) for name in route.targets)
+        return max(self._room(self.means.targets[name]) for name in route.targets)
 
     def _likely_sent(self, route: Route) -> list[dict[str, Any]]:
         """What is likely to be sent: the request's messages, or what fits of the history into the largest context."""
@@ -80,7 +89,7 @@ class Question:
             messages: list[dict[str, Any]] = self.life.claim.request.get("messages", [])
             return messages
         try:
-            return trim(self._history, self._largest_room(route)).messages
+            return [*self._before, *trim(self._history, self._largest_room(route)).messages, *self._after]
         except TooLong:
             return []  # refused before anything is sent
 

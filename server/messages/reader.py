@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
+import orjson
 
 from protocol.frames import END_STATES
 from server.messages.events import (
@@ -74,6 +75,8 @@ class Details:
     """How often it ran: once, and once more for every time it was reopened."""
     attempts: list[dict[str, Any]]
     """Every attempt: the usage records once it has ended, what was allocated until then."""
+    prompt: dict[str, str] | None = None
+    """{name, version} of the prompt it was resolved to."""
 
     @property
     def ended_at(self) -> float:
@@ -94,16 +97,17 @@ class Reader:
 
     async def details(self, keys: MessageKeys, seconds: float = READ_SECONDS) -> Details | None:
         """More of the message; None if there is none. Raises `StoreError` or `TimeoutError`."""
-        names = ("created", "model", "retry", "run", "records", "attempts", *_RECORD)
+        names = ("created", "model", "retry", "run", "records", "attempts", "prompt", *_RECORD)
         found = await self.store.call(keys.record, "HMGET", keys.record, *names, seconds=seconds)
-        record, (created, model, retry, run, records, attempts) = _record(found[6:]), found[:6]
+        record, (created, model, retry, run, records, attempts, prompt) = _record(found[7:]), found[:7]
         if record is None or created is None:
             return None
         made: list[dict[str, Any]] = msgpack.unpackb(records) if records else []
         if not record.ended:
             made += await self._open_attempts(keys, made, int(attempts or 0), seconds)
         route = model.decode() if model else "default"
-        return Details(record, float(created), route, retry == b"1", int(run or 1), made)
+        used = None if prompt is None else orjson.loads(prompt)
+        return Details(record, float(created), route, retry == b"1", int(run or 1), made, used)
 
     async def _open_attempts(
         self, keys: MessageKeys, made: list[dict[str, Any]], count: int, seconds: float

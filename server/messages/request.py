@@ -43,6 +43,12 @@ def stored(send: Send) -> Request:
     return request
 
 
+def cleaned(request: Request) -> Request:
+    """The same with text that UTF-8 can carry: a template may cut a surrogate pair in two."""
+    same: Request = clean(request)
+    return same
+
+
 def fingerprint(send: Send) -> bytes:
     """Versioned hash of what was asked for."""
     fields = send.model_dump(exclude=_NOT_IN_IT, exclude_defaults=True)

@@ -26,6 +26,7 @@ CONVERSATION_APPEND: Final = Script.load(_LUA / "conversation_append_v1.lua")
 CONVERSATION_PAGE: Final = Script.load(_LUA / "conversation_page_v1.lua")
 CONVERSATION_CHANGE: Final = Script.load(_LUA / "conversation_change_v1.lua")
 CONVERSATION_DELETE: Final = Script.load(_LUA / "conversation_delete_v1.lua")
+CONVERSATION_PROMPT: Final = Script.load(_LUA / "conversation_prompt_v1.lua")
 CONVERSATION_REGISTER: Final = Script.load(_LUA / "conversation_register_v1.lua")
 _CONVERSATIONS: Final = (
     QUEUE,
@@ -37,6 +38,7 @@ _CONVERSATIONS: Final = (
     CONVERSATION_PAGE,
     CONVERSATION_CHANGE,
     CONVERSATION_DELETE,
+    CONVERSATION_PROMPT,
     CONVERSATION_REGISTER,
 )
 ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE, *_CONVERSATIONS)

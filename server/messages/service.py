@@ -7,9 +7,11 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 import msgpack
+import orjson
 import structlog
 
 from protocol.errors import ProtocolError
@@ -17,16 +19,19 @@ from protocol.frames import END_STATES, Send
 from server.access.identity import Principal
 from server.messages import request as asked
 from server.messages.claim import Claim
-from server.messages.conversation import room_of
+from server.messages.conversation import count_tokens, room_of
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
 from server.messages.life import Displaced
 from server.messages.means import Means
 from server.messages.origin import Origin, tags_of
+from server.messages.prompted import Prompted
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.messages.state import State
+from server.prompts import request as prompted
+from server.prompts.service import Prompts
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
@@ -65,11 +70,39 @@ class Found:
         return self.state in END_STATES
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one `ask` is about."""
+
+    who: Principal
+    send: Send
+    origin: Origin
+    request: asked.Request | ProtocolError
+    """What is stored if it is new; or why there can be nothing new."""
+    tag: str
+    keys: MessageKeys
+
+    @property
+    def user(self) -> str:
+        """Tag of the user."""
+        return user_tag(self.who.tenant, self.who.kind, self.who.user)
+
+
 class Messages:
     """Every message that this process runs, and the way to all others."""
 
-    def __init__(self, means: Means, reader: Reader, keeper: Keeper, node: str, chance: random.Random) -> None:
+    def __init__(
+        self,
+        means: Means,
+        reader: Reader,
+        keeper: Keeper,
+        node: str,
+        chance: random.Random,
+        prompts: Prompts | None = None,
+    ) -> None:
         self.means = means
+        self.prompts = prompts or Prompts()
+        self._prompted = Prompted(means.store, self.prompts)
         self.reader = reader
         self.keeper = keeper
         self.node = node
@@ -90,16 +123,20 @@ class Messages:
 
         `origin` is where it comes from; its tags are those of `send.metadata`. They are kept with the claim: a repeat
         through another door changes nothing. Raises `ProtocolError`: `invalid_frame` (metadata), `model_not_found`,
-        `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
+        `prompt_not_found`, `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
         """
         self._check_route(send.model)
         origin = replace(origin, tags=tags_of(send.metadata))
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:
+            wish = Wish(who, send, origin, await self._prompted.request(who, send), tag, keys)
             if send.conversation is not None:
-                await self.means.conversations.check(who, send, self._room(send))
-            return await self._ask(who, send, origin, tag, keys)
+                await self.means.conversations.check(who, send, self._room(wish))
+            found = await self._ask(wish)
+            if not found.replay and not isinstance(wish.request, ProtocolError):
+                await self._prompted.keep(who, wish.request)
+            return found
         except (StoreError, TimeoutError) as error:
             log.info("claim_failed", id=send.id, error=str(error))
             raise unavailable() from None
@@ -110,12 +147,15 @@ class Messages:
                 "model_not_found", f"there is no model {name!r}", details={"models": sorted(self.means.routes)}
             )
 
-    def _room(self, send: Send) -> int:
-        """How many tokens of input the largest target of the route takes."""
-        targets = (self.means.targets[name] for name in self.means.routes[send.model].targets)
-        return max(room_of(target.context_tokens, send.max_output_tokens) for target in targets)
+    def _room(self, wish: Wish) -> int:
+        """How many tokens of input the largest target of the route takes beside the prompt."""
+        targets = (self.means.targets[name] for name in self.means.routes[wish.send.model].targets)
+        request: asked.Request = {} if isinstance(wish.request, ProtocolError) else wish.request
+        room = max(room_of(target.context_tokens, request.get("max_output_tokens")) for target in targets)
+        return max(0, room - sum(map(count_tokens, chain(*prompted.around(request)))))
 
-    async def _ask(self, who: Principal, send: Send, origin: Origin, tag: str, keys: MessageKeys) -> Found:
+    async def _ask(self, wish: Wish) -> Found:
+        send, tag, keys = wish.send, wish.tag, wish.keys
         loop = asyncio.get_running_loop()
         give_up = loop.time() + ADMITTING_SECONDS
         running = self.keeper.running.get(tag)
@@ -127,11 +167,14 @@ class Messages:
                     running = None
             generation = self._chance.randbytes(8).hex().encode()
             with self.keeper.claiming(tag):
-                reply = await self._claim_or_undo(who, send, origin, tag, keys, generation)
+                reply = await self._claim_or_undo(wish, generation)
+                if reply[0] == b"none":
+                    assert isinstance(wish.request, ProtocolError)
+                    raise wish.request
                 if reply[0] == b"mismatch":
                     raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
                 if reply[0] != b"have":
-                    claim = await self._whole(_claimed(who, send, tag, keys, generation, reply))
+                    claim = await self._whole(_claimed(wish, generation, reply))
                     running = self.keeper.begin(claim)
             if reply[0] != b"have":
                 assert running is not None
@@ -153,15 +196,13 @@ class Messages:
             await asyncio.sleep(ADMITTING_POLL_SECONDS)
             running = self.keeper.running.get(tag)
 
-    async def _claim_or_undo(
-        self, who: Principal, send: Send, origin: Origin, tag: str, keys: MessageKeys, generation: bytes
-    ) -> list[Any]:
+    async def _claim_or_undo(self, wish: Wish, generation: bytes) -> list[Any]:
         try:
-            return await self._claim(who, send, origin, tag, keys, generation)
+            return await self._claim(wish, generation)
         except StoreUnavailable:
             raise  # nothing was sent
         except (StoreError, TimeoutError):
-            self._owner.start(self._undo(tag, keys, generation), "undo claim")
+            self._owner.start(self._undo(wish.keys, generation), "undo claim")
             raise
 
     async def _whole(self, claim: Claim) -> Claim:
@@ -177,30 +218,19 @@ class Messages:
             standing = await gather(self.reader, claim.keys, base)
             return replace(claim, standing_text=b"".join(standing.text), base=base)
 
-    async def _undo(self, tag: str, keys: MessageKeys, generation: bytes) -> None:
+    async def _undo(self, keys: MessageKeys, generation: bytes) -> None:
         """The claim was given up but may still happen: take it back when Redis answers again."""
         keeper = self.keeper
         await keeper.stubbornly(lambda: keeper.release(keys, generation, b"", unavailable()))
 
-    async def _claim(
-        self, who: Principal, send: Send, origin: Origin, tag: str, keys: MessageKeys, generation: bytes
-    ) -> list[Any]:
-        store = self.means.store
-        user = user_tag(who.tenant, who.kind, who.user)
+    async def _claim(self, wish: Wish, generation: bytes) -> list[Any]:
+        store, send, tag, keys, user = self.means.store, wish.send, wish.tag, wish.keys, wish.user
         if self.draining:
             return await self._attach_only(send, keys)
         await asyncio.gather(
             store.call(self._open, "SADD", self._open, tag),
             store.call(active_set(user), "SADD", active_set(user), send.id),
         )
-        fields: list[Any] = [
-            "req", asked.pack(asked.stored(send)),
-            "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
-            "model", send.model, "gen", generation,
-            "created", repr(time.time()), "origin", origin.pack(),
-        ]  # fmt: skip
-        if send.conversation is not None:
-            fields += ["conversation", send.conversation]
         args = [
             asked.fingerprint(send),
             round(self.keeper.times.claim_seconds * 1000),
@@ -208,7 +238,7 @@ class Messages:
             MAX_RUNS,
             self.node,
             generation,
-            *fields,
+            *_record_of(wish, generation),
         ]
         reply: list[Any] = await store.run(CLAIM, [keys.record, keys.journal, keys.standing], args)
         if reply[0] not in (b"new", b"reopened"):
@@ -330,21 +360,42 @@ class Messages:
         await self._owner.close()
 
 
-def _claimed(who: Principal, send: Send, tag: str, keys: MessageKeys, generation: bytes, reply: Sequence[Any]) -> Claim:
-    """The claim that the script's reply grants."""
+def _record_of(wish: Wish, generation: bytes) -> list[Any]:
+    """Field, value, … of a new record; none where there can be no new one."""
+    if isinstance(wish.request, ProtocolError):
+        return []
+    who, send = wish.who, wish.send
+    fields: list[Any] = [
+        "req", asked.pack(wish.request),
+        "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
+        "model", send.model, "gen", generation,
+        "created", repr(time.time()), "origin", wish.origin.pack(),
+    ]  # fmt: skip
+    if send.conversation is not None:
+        fields += ["conversation", send.conversation]
+    if (used := prompted.used(wish.request)) is not None:
+        fields += ["prompt", orjson.dumps(used)]
+    return fields
+
+
+def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
+    """The claim that the script's reply grants. A reopened message asks what it asked the first time."""
     reopened = reply[0] == b"reopened"
+    request = asked.unpack(reply[7]) if reopened else wish.request
+    assert not isinstance(request, ProtocolError)  # the script creates nothing of it
+    who = wish.who
     head = int(reply[2]) if reopened else 0
     records = tuple(msgpack.unpackb(reply[6])) if reopened and reply[6] else ()
     made = [int(reply[3]) if reopened else 0, *(record["attempt"] for record in records)]
     return Claim(
-        id=send.id,
-        tag=tag,
-        keys=keys,
+        id=wish.send.id,
+        tag=wish.tag,
+        keys=wish.keys,
         fence=reply[1],
         generation=reply[4] if reopened else generation,
         run=int(reply[5]) if reopened else 1,
-        request=asked.stored(send),
-        user_tag=user_tag(who.tenant, who.kind, who.user),
+        request=request,
+        user_tag=wish.user,
         payer=payer_of(who),
         head=head,
         first=head + 1,

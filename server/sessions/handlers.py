@@ -90,8 +90,6 @@ def _head(message: Found) -> dict[str, Any]:
 async def send(session: Session, frame: Send) -> None:
     """Ask for a message; the same id again attaches and replays."""
     session.check_not_expired()
-    if frame.prompt is not None:
-        raise ProtocolError("not_supported", "`prompt` is not served yet; send `messages`")
     session.check_room(frame.id)
     found = await session.messages.ask(session.principal, frame, Origin("ws", session.id))
     try:

@@ -102,6 +102,8 @@ class ScriptedUpstream:
     def __init__(self, log_path: Path | None = None, log_size: int = 10_000) -> None:
         self.records: deque[dict[str, Any]] = deque(maxlen=log_size)
         """The newest lines of the log."""
+        self.bodies: deque[dict[str, Any]] = deque(maxlen=64)
+        """The newest requests, as they were sent."""
         self.rules: list[Rule] = []
         self.url = ""
         self.connections: set[Connection] = set()
@@ -186,6 +188,7 @@ class ScriptedUpstream:
         limit = body.get("max_completion_tokens", body.get("max_tokens"))
         reply = scripts.reply_to(messages, model, limit)
         self._numbers += 1
+        self.bodies.append(body)
         request = Request(f"r{self._numbers}", body, headers, reply, self._faults(reply.script, messages, model))
         self.record(
             event="start",

@@ -407,6 +407,7 @@ export type ErrorCode =
   | "message_unknown"
   | "conversation_unknown"
   | "model_not_found"
+  | "prompt_not_found"
   | "conversation_busy"
   | "conversation_limit"
   | "idempotency_mismatch"
