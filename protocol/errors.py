@@ -40,6 +40,8 @@ _TABLE: Final = (
     ErrorCode("forbidden", "permanent", 403, "The credentials are valid but do not allow this."),
     ErrorCode("message_unknown", "permanent", 404, "No message of this user has this id, or it has expired."),
     ErrorCode("conversation_unknown", "permanent", 404, "No conversation of this user has this id."),
+    ErrorCode("job_unknown", "permanent", 404, "No job of this user has this id, or it has expired."),
+    ErrorCode("job_expired", "permanent", 410, "The job's time (`jobs.run_seconds`) was over before this was begun."),
     ErrorCode("model_not_found", "permanent", 404, "No route has this name; `details.models` lists those there are."),
     ErrorCode(
         "prompt_not_found",
@@ -60,6 +62,7 @@ _TABLE: Final = (
     ErrorCode("quota_exceeded", "temporary", 429, "The quota is used up; `retry_after_ms` is the exact wait."),
     ErrorCode("rate_limited", "temporary", 429, "Too many frames, handshakes or connections in a short time."),
     ErrorCode("too_many_messages", "temporary", 429, "Too many messages are open at once on this connection."),
+    ErrorCode("too_many_jobs", "temporary", 429, "No more jobs of this user are kept; old ones go by themselves."),
     ErrorCode("upstream_rejected", "permanent", 400, "The provider refused the request as invalid."),
     ErrorCode("upstream_unavailable", "temporary", 503, "The provider could not be reached or broke off."),
     ErrorCode("upstream_timeout", "temporary", 504, "The provider did not answer in time."),
@@ -75,8 +78,8 @@ _TABLE: Final = (
     ErrorCode("invalid_request", "permanent", 400, "An HTTP body, header or parameter is malformed; `param` names it."),
     ErrorCode("not_found", "permanent", 404, "There is nothing at this path."),
     ErrorCode("method_not_allowed", "permanent", 405, "This path does not serve this method; see `Allow`."),
-    ErrorCode("body_too_large", "permanent", 413, "The HTTP body is larger than `server.max_frame_bytes`."),
-    ErrorCode("unsupported_media_type", "permanent", 415, "The HTTP body is not `application/json` in UTF-8."),
+    ErrorCode("body_too_large", "permanent", 413, "The HTTP body is too large; `details.limit` is the limit."),
+    ErrorCode("unsupported_media_type", "permanent", 415, "The HTTP body is of a type that this path does not take."),
     ErrorCode("not_supported", "permanent", 501, "This server does not offer this yet."),
     ErrorCode("internal", "temporary", 500, "A defect of the server; the log has it under the given id."),
 )

@@ -14,10 +14,13 @@ from typing import Final
 import structlog
 
 from protocol.errors import CloseCode, ProtocolError
-from server.access.credentials import target_specs
+from server.access.credentials import target_specs, webhook_keys
 from server.access.identity import Authenticator
 from server.access.origins import OriginPolicy
 from server.config import Settings
+from server.jobs import scripts as job_scripts
+from server.jobs.service import Jobs
+from server.jobs.webhooks import Webhooks
 from server.ledger.cost import Price
 from server.messages import scripts
 from server.messages.conversations import Conversations, Limits
@@ -98,7 +101,7 @@ class Node:
     async def start(self) -> None:
         """Connect to Redis and make ready to serve. Raises `StoreUnavailable` if Redis does not answer."""
         settings = self.settings
-        every_script = (*scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL)
+        every_script = (*scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL, *job_scripts.ALL)
         self.store = await Store.connect(self.parts.redis_url, every_script)
         self.hub = Hub(self.store)
         await self.hub.start(control_channel(self.id))
@@ -143,6 +146,8 @@ class Node:
         self.ownership = Ownership(self.store, self.id, kept.takeover_seconds, self.keeper.adopt)
         self.ownership.reconcile = self.keeper.reconcile
         await self.ownership.start()
+        self.jobs = self._make_jobs()
+        self.jobs.start()
         self._owner.start(self._watch_store(), "store watch")
         self.session_means = SessionMeans(
             self.messages,
@@ -155,6 +160,12 @@ class Node:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 20)
         log.info("node_started", node=self.id)
+
+    def _make_jobs(self) -> Jobs:
+        kept = self.settings.jobs
+        keys = webhook_keys(self.settings, self.environ)
+        webhooks = Webhooks(keys, kept.webhook_private, kept.webhook_retry_seconds)
+        return Jobs(kept, self.messages, self.quotas, webhooks, self.metrics)
 
     def _nodes(self) -> int:
         """How many nodes there were when Redis last answered, this one among them."""
@@ -232,6 +243,7 @@ class Node:
         spread = min(RECONNECT_SPREAD_MS, round(self.settings.server.drain_seconds * 500))
         for peer in (*self.sessions, *self.responses):
             peer.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": random.randrange(spread + 1)})
+        await self.jobs.drain()
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self.keeper.idle()
@@ -248,6 +260,7 @@ class Node:
     async def close(self) -> None:
         """Let go of everything, in the order in which nothing misses another."""
         await self._owner.close()
+        await self.jobs.close()
         await self.messages.close()
         await self.keeper.close()
         await self.conversations.close()

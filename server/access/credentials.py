@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server.config import AuthSettings, Settings, read_secret
+from server.config import AuthSettings, JobsSettings, Settings, TenantSettings, read_secret, webhook_secrets
 from server.upstreams.base import TargetSpec
 
 
@@ -12,6 +12,17 @@ def jwt_secret(auth: AuthSettings, environ: Mapping[str, str]) -> bytes | None:
     """The secret that signs HS256 tokens; None if there is none. `load` has checked that it can be read."""
     secret = read_secret(auth.jwt_secret_env, auth.jwt_secret_file, environ)
     return None if secret is None else secret.encode()
+
+
+def webhook_keys(settings: Settings, environ: Mapping[str, str]) -> dict[str | None, tuple[bytes, ...]]:
+    """What signs the webhooks of each tenant that has its own secret, and under None those of all others."""
+    sections: list[tuple[str | None, JobsSettings | TenantSettings]] = [(None, settings.jobs)]
+    sections += settings.tenants.items()
+    texts = {
+        tenant: read_secret(section.webhook_secret_env, section.webhook_secret_file, environ)
+        for tenant, section in sections
+    }
+    return {tenant: webhook_secrets(text) for tenant, text in texts.items() if text is not None}
 
 
 def target_specs(settings: Settings, environ: Mapping[str, str]) -> dict[str, TargetSpec]:

@@ -5,7 +5,7 @@ configuration at once (`ConfigError`). Settings are immutable and handed in; not
 Secrets are never part of a `Settings`: `server.access.credentials` resolves the references.
 """
 
-from server.config.checks import ASYMMETRIC, SECRET_BYTES, is_loopback, read_secret
+from server.config.checks import ASYMMETRIC, SECRET_BYTES, is_loopback, read_secret, webhook_secrets
 from server.config.loading import data_home, load, parse
 from server.config.schema import ConfigError, Problem
 from server.config.sections import (
@@ -13,6 +13,7 @@ from server.config.sections import (
     AuthSettings,
     BreakerSettings,
     ClaimNames,
+    JobsSettings,
     LedgerSettings,
     MessagesSettings,
     Overrides,
@@ -34,6 +35,7 @@ __all__ = [
     "BreakerSettings",
     "ClaimNames",
     "ConfigError",
+    "JobsSettings",
     "LedgerSettings",
     "MessagesSettings",
     "Overrides",
@@ -51,4 +53,5 @@ __all__ = [
     "load",
     "parse",
     "read_secret",
+    "webhook_secrets",
 ]

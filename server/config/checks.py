@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
@@ -9,13 +11,16 @@ from pathlib import Path
 from typing import Final
 
 from server.config.schema import KeyPath, no_entry
-from server.config.sections import AuthSettings, Settings
+from server.config.sections import AuthSettings, JobsSettings, Settings, TenantSettings
 
 SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """Shortest secret of each symmetric algorithm (RFC 7518 section 3.2)."""
 ASYMMETRIC: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
+WEBHOOK_PREFIX: Final = "whsec_"
+WEBHOOK_BYTES: Final = range(24, 65)
+"""How long a webhook's secret may be, decoded."""
 _HTTP: Final = re.compile(r"https?://[^/\s]")
 _REDIS: Final = re.compile(r"embedded$|(redis|rediss|redis\+cluster|redis\+sentinel|unix)://.")
 _LEDGER: Final = re.compile(r"(sqlite:///|postgres(ql)?://).")
@@ -34,6 +39,7 @@ def cross_checks(settings: Settings, names: Names, environ: Mapping[str, str]) -
     yield from _check_auth(settings, environ)
     yield from _check_addresses(settings)
     yield from _check_limits(settings)
+    yield from _check_webhooks(settings, environ)
 
 
 def _check_routes(settings: Settings, names: Names) -> Iterator[Finding]:
@@ -143,6 +149,38 @@ def _check_addresses(settings: Settings) -> Iterator[Finding]:
             ipaddress.ip_network(network)
         except ValueError:
             yield ("server", "trusted_proxies", index), "should be an address or network, like 10.0.0.0/8"
+
+
+def _check_webhooks(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    sections: list[tuple[KeyPath, JobsSettings | TenantSettings]] = [(("jobs",), settings.jobs)]
+    sections += [(("tenants", name), tenant) for name, tenant in settings.tenants.items()]
+    for path, section in sections:
+        given = section.webhook_secret_env, section.webhook_secret_file
+        missing = list(_check_reference(path, "webhook_secret", *given, environ))
+        yield from missing
+        if not missing and (text := read_secret(*given, environ)) is not None:
+            try:
+                webhook_secrets(text)
+            except ValueError as error:
+                key = "webhook_secret_env" if section.webhook_secret_env is not None else "webhook_secret_file"
+                yield (*path, key), str(error)
+
+
+def webhook_secrets(text: str) -> tuple[bytes, ...]:
+    """Secrets of webhooks as they are written (Standard Webhooks, "signature scheme"): `whsec_` and base64; several
+    (the old one too, while it is replaced) apart by spaces. Raises `ValueError`."""
+    found = []
+    for word in text.split():
+        try:
+            secret = base64.b64decode(word.removeprefix(WEBHOOK_PREFIX), validate=True)
+        except binascii.Error:
+            raise ValueError(f"should be `{WEBHOOK_PREFIX}` and base64") from None
+        if len(secret) not in WEBHOOK_BYTES:
+            raise ValueError("should have 24 to 64 bytes; `echo whsec_$(openssl rand -base64 32)` makes a good one")
+        found.append(secret)
+    if not found:
+        raise ValueError("is empty")
+    return tuple(found)
 
 
 def _check_limits(settings: Settings) -> Iterator[Finding]:

@@ -14,9 +14,14 @@ from server.config.sections import Section, Settings
 KeyPath = tuple[str | int, ...]
 """Where a value stands: `("auth", "api_keys", 0, "sha256")`."""
 
-FIXED_SECTIONS: Final = frozenset({"server", "redis", "auth", "breaker", "messages", "ledger", "prompts"})
+FIXED_SECTIONS: Final = frozenset({"server", "redis", "auth", "breaker", "messages", "jobs", "ledger", "prompts"})
 NAMED_SECTIONS: Final = frozenset({"tiers", "tenants", "targets", "routes"})
-SECRETS: Final = {("auth", "jwt_secret"): "jwt_secret", ("targets", "*", "api_key"): "api_key"}
+SECRETS: Final = {
+    ("auth", "jwt_secret"): "jwt_secret",
+    ("targets", "*", "api_key"): "api_key",
+    ("jobs", "webhook_secret"): "webhook_secret",
+    ("tenants", "*", "webhook_secret"): "webhook_secret",
+}
 """Secrets that may only come from the environment or by reference. Key: where they would stand."""
 _SIMILAR = 0.5
 """How alike (`difflib` ratio) a known name must be to be suggested."""

@@ -192,6 +192,10 @@ class TenantSettings(Section):
     """Spending limit per calendar month (UTC), in US dollars."""
     on_redis_outage: Literal["refuse", "local"] | None = None
     """Overrides the tier's setting."""
+    webhook_secret_env: VariableName | None = None
+    """Environment variable with the secret that signs this tenant's webhooks, instead of that of `[jobs]`."""
+    webhook_secret_file: Path | None = None
+    """File with that secret."""
 
 
 class TargetSettings(Section):
@@ -299,6 +303,38 @@ class MessagesSettings(Section):
     """Largest text of one message, in bytes."""
 
 
+class JobsSettings(Section):
+    """`[jobs]`: batches, run beside the messages of people who wait and behind them."""
+
+    concurrency: Annotated[int, Field(ge=0, le=10_000)] = 8
+    """Items of jobs one process runs at once while nobody else is served by it; half as many otherwise. 0: none, for
+    processes that only serve people."""
+    quota_reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of each of a user's and tenant's limits (but of money) that jobs leave to everything else."""
+    max_items: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    """Items of one job."""
+    max_bytes: Annotated[int, Field(ge=4096, le=4 * 1024**3)] = 104_857_600
+    """Largest upload, in bytes. An item of it is at most `server.max_frame_bytes`."""
+    max_per_user: Positive = 10_000
+    """Jobs of one user that are kept at once."""
+    run_seconds: Seconds = float(7 * DAY)
+    """Longest life of a job: what was not begun by then fails with `job_expired`."""
+    retention_seconds: Seconds = float(7 * DAY)
+    """How long a job and its results are kept after its end."""
+    webhook_secret_env: VariableName | None = None
+    """Environment variable with the secret that signs webhooks: `whsec_` and base64 of 24 to 64 bytes; two, apart by a
+    space, while one replaces the other. Without one there are no webhooks."""
+    webhook_secret_file: Path | None = None
+    """File with that secret."""
+    webhook_private: bool = False
+    """Whether webhooks may go to private addresses and by http. Else https and public addresses only."""
+    webhook_retry_seconds: Annotated[tuple[Seconds, ...], Field(max_length=100)] = (
+        5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400,
+    )  # fmt: skip
+    """Pauses between deliveries of a webhook that fails (as the Standard Webhooks suggest); after the last it is given
+    up."""
+
+
 class LedgerSettings(Section):
     """`[ledger]`: where usage records go."""
 
@@ -339,6 +375,8 @@ class Settings(Section):
     """`[breaker]`"""
     messages: MessagesSettings = MessagesSettings()
     """`[messages]`"""
+    jobs: JobsSettings = JobsSettings()
+    """`[jobs]`"""
     ledger: LedgerSettings
     """`[ledger]`"""
     prompts: PromptsSettings = PromptsSettings()

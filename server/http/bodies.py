@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +23,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 async def read(request: Request, model: type[Model], limit: int) -> Model:
     """The body as a `model`. Raises `ProtocolError` (415, 413, 400 with `param`)."""
-    _check_type(request.headers.get("content-type"))
+    media_type(request.headers.get("content-type"), ("application/json",))
     data = await _bytes(request, limit)
     try:
         (value,) = JSON.decode(data) if not data.lstrip().startswith(b"[") else (None,)
@@ -51,11 +52,14 @@ def bad_request(error: ValidationError) -> BadRequest:
     return BadRequest(f"`{where}`: {what}" if where else what, where or None)
 
 
-def _check_type(header: str | None) -> None:
+def media_type(header: str | None, accepted: Sequence[str]) -> str:
+    """Which of the accepted types the body has. Raises `ProtocolError` (415)."""
     kind, _, parameters = (header or "").partition(";")
-    charset = parameters.strip().lower().replace('"', "")
-    if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8", "charset=utf8"):
-        raise ProtocolError("unsupported_media_type", "The body has to be `Content-Type: application/json`, in UTF-8.")
+    kind, charset = kind.strip().lower(), parameters.strip().lower().replace('"', "")
+    if kind not in accepted or charset not in ("", "charset=utf-8", "charset=utf8"):
+        types = " or ".join(f"`{name}`" for name in accepted)
+        raise ProtocolError("unsupported_media_type", f"The body has to be of `Content-Type` {types}, in UTF-8.")
+    return kind
 
 
 async def _bytes(request: Request, limit: int) -> bytes:

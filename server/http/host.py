@@ -10,6 +10,7 @@ from server.access.limits import ConnectionLimits
 from server.access.minting import Signer
 from server.access.origins import OriginPolicy
 from server.config import Settings
+from server.jobs.service import Jobs
 from server.messages.service import Messages
 from server.quotas.service import Quotas
 from server.sessions.actor import Peer
@@ -20,7 +21,7 @@ gives up."""
 
 
 class Host(Protocol):
-    """The node. `messages` and `quotas` are there once it has started."""
+    """The node. `messages`, `jobs` and `quotas` are there once it has started."""
 
     settings: Settings
     environ: Mapping[str, str]
@@ -28,6 +29,7 @@ class Host(Protocol):
     origins: OriginPolicy
     messages: Messages
     quotas: Quotas
+    jobs: Jobs
     responses: set[Peer]
 
 
@@ -47,3 +49,8 @@ class Api:
     def messages(self) -> Messages:
         """The node's messages."""
         return self.host.messages
+
+    @property
+    def jobs(self) -> Jobs:
+        """The node's jobs."""
+        return self.host.jobs

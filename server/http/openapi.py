@@ -30,6 +30,7 @@ _RETRY: Final = {
     "Retry-After": "Seconds after which to come back.",
     "retry-after-ms": "The same in milliseconds.",
 }
+JSONL: Final = "application/jsonl"
 _REF: Final = "#/components/schemas/{model}"
 
 Map = dict[str, Any]
@@ -70,10 +71,12 @@ def document() -> Map:
 
 def _schemas() -> Map:
     requests = {operation.body for operation in OPERATIONS if operation.body is not None}
+    for operation in OPERATIONS:
+        requests |= {*operation.bodies, *operation.lines}
     answers: set[type[BaseModel]] = {api_models.ErrorAnswer, api_models.Health}
     for operation in OPERATIONS:
         for reply in operation.replies.values():
-            answers |= {*reply.events, *([reply.model] if reply.model else [])}
+            answers |= {*reply.events, *(model for model in (reply.model, reply.lines) if model is not None)}
     wanted = sorted([(model, "validation") for model in requests | answers], key=lambda pair: pair[0].__name__)
     _, schema = models_json_schema(wanted, ref_template=_REF, by_alias=True)  # type: ignore[arg-type]
     found: Map = schema["$defs"]
@@ -107,8 +110,22 @@ def _operation(operation: Operation) -> Map:
     if operation.parameters:
         made["parameters"] = [dict(parameter) for parameter in operation.parameters]
     if operation.body is not None:
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(operation.body)}}}
+        made["requestBody"] = {"required": True, "content": _body(operation, operation.body)}
     return made
+
+
+def _body(operation: Operation, body: type[BaseModel]) -> Map:
+    if not operation.lines:
+        return {"application/json": {"schema": _ref(body)}}
+    item = {"anyOf": [_ref(model) for model in operation.lines]}
+    array = {"type": "array", "minItems": 1, "items": item}
+    forms = [*(_ref(model) for model in (body, *operation.bodies)), array]
+    return {"application/json": {"schema": {"anyOf": forms}}, JSONL: {"schema": _lines(item)}}
+
+
+def _lines(item: Map) -> Map:
+    """JSONL: OpenAPI 3.1 knows no sequences, so it is text, and each line of it is described."""
+    return {"type": "string", "description": "One JSON value a line.", "x-line-schema": item}
 
 
 def _reply(reply: Reply) -> Map:
@@ -118,8 +135,14 @@ def _reply(reply: Reply) -> Map:
         content["application/json"] = {"schema": _ref(reply.model)}
     if reply.events:
         content["text/event-stream"] = {"schema": _event(reply)}
+    if reply.lines is not None:
+        content[JSONL] = {"schema": _lines(_ref(reply.lines))}
     if content:
         made["content"] = content
+    if reply.headers:
+        made["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in reply.headers.items()
+        }
     return made
 
 

@@ -13,9 +13,10 @@ from starlette.responses import Response
 from protocol import frames
 from protocol.frames import MAX_SAFE_INTEGER
 from server.http import api_models as models
-from server.http import completions, events, messages, tokens
+from server.http import completions, events, job_models, jobs, messages, tokens
 from server.http import models as routes
 from server.http.host import Api
+from server.jobs.job import ID_PATTERN
 
 Handler = Callable[[Api, Request], Awaitable[Response]]
 
@@ -30,6 +31,10 @@ class Reply:
     """What the `data` of each event of a stream may be."""
     last_event: str | None = None
     """The text that the last event has instead."""
+    lines: type[BaseModel] | None = None
+    """What each line of a JSONL stream is."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Header → its meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,10 @@ class Operation:
     errors: tuple[int, ...] = ()
     """Statuses of its failures beside 401, 403, 500 and 503, which all have."""
     body: type[BaseModel] | None = None
+    bodies: tuple[type[BaseModel], ...] = ()
+    """Other forms of the body."""
+    lines: tuple[type[BaseModel], ...] = ()
+    """The body may also be an array of these, or JSONL with one a line."""
     parameters: tuple[Mapping[str, Any], ...] = field(default=())
     tells_limits: bool = False
     """Whether its responses tell what is left of the asker's limits (`server.http.rates`)."""
@@ -68,6 +77,11 @@ _KEY: Final = _parameter(
     {"type": "string", "minLength": 1, "maxLength": 1024},
 )
 
+_JOB: Final = _parameter("id", "path", "The job's id.", {"type": "string", "pattern": ID_PATTERN})
+_LIMIT: Final = _parameter(
+    "limit", "query", "Most rows of a page.", {"type": "integer", "minimum": 1, "maximum": jobs.MAX_PAGE}
+)
+
 DONE: Final = "[DONE]"
 FOLLOWED: Final = (
     frames.Attempt,
@@ -90,7 +104,7 @@ OPERATIONS: Final = (
         {200: Reply("The answer.", models.ChatCompletion, (models.ChatCompletionChunk, models.ErrorAnswer), DONE)},
         (400, 404, 409, 413, 415, 422, 429, 504),
         models.ChatCompletionRequest,
-        (_KEY,),
+        parameters=(_KEY,),
         tells_limits=True,
     ),
     Operation(
@@ -129,6 +143,85 @@ OPERATIONS: Final = (
         (400, 404),
         parameters=(_ID,),
         tells_limits=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/jobs",
+        jobs.create,
+        "createJob",
+        {202: Reply("The job.", job_models.JobAnswer, headers={"Location": "Where the job is."})},
+        (400, 404, 413, 415, 422, 429),
+        job_models.SingleJob,
+        (job_models.BatchJob,),
+        (job_models.JobItem, job_models.BatchLine),
+        (
+            _parameter(
+                "Idempotency-Key",
+                "header",
+                "The same upload under the same key is the same job.",
+                {"type": "string", "minLength": 1, "maxLength": 1024},
+            ),
+            _parameter(
+                "webhook_url", "query", "Where to tell of the end, signed.", {"type": "string", "maxLength": 2048}
+            ),
+        ),
+    ),
+    Operation(
+        "GET",
+        "/v1/jobs",
+        jobs.list_all,
+        "listJobs",
+        {200: Reply("The jobs.", job_models.JobList)},
+        (400,),
+        parameters=(
+            _LIMIT,
+            _parameter("after", "query", "The last job of the page before.", {"type": "string", "pattern": ID_PATTERN}),
+        ),
+    ),
+    Operation(
+        "GET",
+        "/v1/jobs/{id}",
+        jobs.get,
+        "getJob",
+        {200: Reply("The job.", job_models.JobAnswer)},
+        (400, 404),
+        parameters=(_JOB,),
+    ),
+    Operation(
+        "GET",
+        "/v1/jobs/{id}/items",
+        jobs.items,
+        "listJobItems",
+        {200: Reply("The items.", job_models.JobItemList)},
+        (400, 404),
+        parameters=(
+            _JOB,
+            _LIMIT,
+            _parameter(
+                "after",
+                "query",
+                "The last index of the page before.",
+                {"type": "integer", "minimum": 0, "maximum": jobs.MAX_INDEX},
+            ),
+        ),
+    ),
+    Operation(
+        "GET",
+        "/v1/jobs/{id}/results",
+        jobs.results,
+        "getJobResults",
+        {200: Reply("The results.", lines=job_models.JobResult)},
+        (400, 404),
+        parameters=(_JOB,),
+    ),
+    Operation(
+        "POST",
+        "/v1/jobs/{id}/cancel",
+        jobs.cancel,
+        "cancelJob",
+        {200: Reply("It has ended.", job_models.JobAnswer), 202: Reply("It will.", job_models.JobAnswer)},
+        (400, 404),
+        parameters=(_JOB,),
     ),
     Operation("GET", "/v1/models", routes.list_all, "listModels", {200: Reply("The routes.", models.ModelList)}),
     Operation(

@@ -1,7 +1,7 @@
 """Every key name, in one place.
 
-Three kinds of hash tag, hence of cluster slot: **M** (a message), **Q** (quota), **C** (a conversation). All keys of
-one message share a tag, so one script may touch them all; nothing is atomic across tags.
+Four kinds of hash tag, hence of cluster slot: **M** (a message), **Q** (quota), **C** (a conversation), **J** (a job).
+All keys of one message share a tag, so one script may touch them all; nothing is atomic across tags.
 
 M's tag is the hex SHA-256 over length-prefixed (tenant, kind, user, id): no separator or brace in a name can collide,
 and a name a stranger guesses leads only into that stranger's own space.
@@ -173,6 +173,57 @@ def tenant_tag(tenant: str) -> str:
 def hold_id(tag: str, generation: bytes, run: int) -> str:
     """The hold of one run of a message: whoever runs it, at whatever node, finds the same."""
     return _digest("h", tag, generation.decode("latin-1"), str(run))[:32]
+
+
+# --- J: jobs ---------------------------------------------------------------------------------------------------------
+
+OPEN_JOBS = f"{PREFIX}{{jobs}}:open".encode()
+"""Sorted set: tag of a job that has something left to do → when to look at it next, Unix milliseconds. A hint, written
+first and removed last; each entry is checked against the job's own record."""
+
+
+def job_tag(user: str, job: str) -> str:
+    """The tag of a job; `user` is the user's tag, which holds tenant and kind, too."""
+    return "j" + _digest("j", user, job)
+
+
+def job_index(user: str) -> bytes:
+    """Sorted set of a user's jobs by the time they were made: a hint, checked against each."""
+    return f"{PREFIX}{{{user}}}:jobs".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeys:
+    """The keys of one job, as bytes ready to be packed, in the order in which its scripts take them."""
+
+    record: bytes
+    """Hash: fingerprint, whose it is, status, counts, usage, times, webhook; see `server/jobs/lua/common_v1.lua`."""
+    items: bytes
+    """Hash: index → what is asked for, JSON; gone once the item has a result."""
+    names: bytes
+    """Hash: index → `custom_id`, where one was given."""
+    results: bytes
+    """Hash: index → the line of the results, JSON."""
+    states: bytes
+    """Hash: index → how it ended."""
+    ready: bytes
+    """Sorted set: item that was given back → from when on it may be taken again, Unix milliseconds."""
+    taken: bytes
+    """Sorted set: item that a worker has → end of its lease, Unix milliseconds."""
+
+    @classmethod
+    def of(cls, tag: str) -> JobKeys:
+        """The keys under `tag`."""
+        return cls(*(f"{PREFIX}{{{tag}}}:{name}".encode() for name in ("job", "i", "n", "r", "s", "b", "t")))
+
+    @property
+    def all(self) -> tuple[bytes, ...]:
+        """Every key, in the order in which the scripts take them."""
+        return self.record, self.items, self.names, self.results, self.states, self.ready, self.taken
+
+    def upload(self, nonce: str) -> tuple[bytes, bytes]:
+        """Where items and names of an upload wait until the job is made of them."""
+        return self.items + b":" + nonce.encode(), self.names + b":" + nonce.encode()
 
 
 # --- breakers --------------------------------------------------------------------------------------------------------

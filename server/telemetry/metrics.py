@@ -67,6 +67,22 @@ class Metrics:
             ["route", "winner"],
             registry=registry,
         )
+        self._open_jobs = Gauge("tidewire_jobs_open", "Jobs that have not ended, of all nodes", registry=registry)
+        self._waiting_items = Gauge(
+            "tidewire_job_items_queued", "Items of jobs that nobody has begun, of all nodes", registry=registry
+        )
+        self._running_items = Gauge("tidewire_job_items_running", "Items of jobs that run here", registry=registry)
+        self._items = Counter("tidewire_job_items", "Items of jobs ended, by outcome", ["outcome"], registry=registry)
+        self._put_off = Counter(
+            "tidewire_job_items_put_off",
+            "Items given back to be taken later: by themselves, or their whole job",
+            ["what"],
+            registry=registry,
+        )
+        self._jobs = Counter("tidewire_jobs", "Jobs ended, by status", ["status"], registry=registry)
+        self._webhooks = Counter(
+            "tidewire_webhooks", "Deliveries of webhooks: delivered, failed, given_up", ["outcome"], registry=registry
+        )
         self._state_of: dict[str, str] = {}
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -112,6 +128,33 @@ class Metrics:
     def message_ended(self, state: str) -> None:
         """A message reached its end."""
         self._messages.labels(state).inc()
+
+    # --- jobs -------------------------------------------------------------------------------------------------------
+
+    def jobs_waiting(self, jobs: int, items: int) -> None:
+        """So many jobs are open, and so many of their items have not begun."""
+        self._open_jobs.set(jobs)
+        self._waiting_items.set(items)
+
+    def items_running(self, count: int) -> None:
+        """So many items run here now."""
+        self._running_items.set(count)
+
+    def item_ended(self, outcome: str) -> None:
+        """An item has a result, or (`not_begun`) will get none."""
+        self._items.labels(outcome).inc()
+
+    def item_put_off(self, what: str) -> None:
+        """An item has to wait: for itself (`item`), or with its whole job (`job`)."""
+        self._put_off.labels(what).inc()
+
+    def job_ended(self, status: str) -> None:
+        """A job reached its end here."""
+        self._jobs.labels(status).inc()
+
+    def webhook_tried(self, outcome: str) -> None:
+        """A delivery was made, failed, or is given up."""
+        self._webhooks.labels(outcome).inc()
 
     # --- targets ----------------------------------------------------------------------------------------------------
 
