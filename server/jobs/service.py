@@ -21,7 +21,6 @@ from server.messages.service import Messages, unavailable
 from server.store.keys import JobKeys
 from server.store.link import StoreError
 
-
 FULL_RETRY_MS: Final = 60_000
 """When to ask again who has too many jobs: old ones go by themselves."""
 
