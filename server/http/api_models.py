@@ -88,10 +88,14 @@ class ChatCompletionRequest(Body):
         given = [name for name in names if getattr(self, name) is not None]
         if len({getattr(self, name) for name in given}) > 1:
             raise ValueError(f"{' and '.join(given)} contradict each other; give one")
-        if self.messages is None and self.prompt is None:
-            raise ValueError("`messages` is missing (or `prompt`)")
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` needs `stream: true`")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.messages is None and self.prompt is None:
+            raise ValueError("`messages` is missing (or `prompt`)")
         return self
 
 

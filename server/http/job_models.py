@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from protocol.frames import ChatMessage, MessageId, PromptRef
+from protocol.frames import ChatMessage, MessageId
 from server.http.api_models import Answer, Body, ChatCompletion, ChatCompletionRequest, ErrorDetail, MessageUsage
 
 CustomId = Annotated[str, Field(min_length=1, max_length=256)]
@@ -18,13 +18,11 @@ class JobInput(ChatCompletionRequest):
     """What one message is asked: a chat-completions request, or, as over the socket, a conversation with its next
     input, or a prompt."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None  # type: ignore[assignment]
     stream: Literal[False] | None = None
     conversation: MessageId | None = None
     input: str | list[dict[str, Any]] | ChatMessage | list[ChatMessage] | None = None
     parent: MessageId | None = None
     on_busy: Literal["queue", "reject", "interrupt", "rollback"] | None = None
-    prompt: PromptRef | None = None
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
