@@ -359,6 +359,8 @@ class Welcome(Frame):
     expires_in_seconds: int | None = None
     """Seconds until the token expires; absent if it does not."""
     limits: list[Limit] = []
+    node: str | None = None
+    """Which server process serves this session, for support; a fresh random name each time it starts."""
 
 
 class Accepted(Frame):

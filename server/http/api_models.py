@@ -277,6 +277,38 @@ class ModelList(Answer):
     data: list[Model]
 
 
+class TargetLight(Answer):
+    """How one target stands."""
+
+    name: str
+    model: str
+    state: Literal["closed", "open", "half_open", "throttled", "ramping"]
+    """`closed`: in use. `open`, `throttled`: left alone until `retry_after_ms`. `half_open`: on trial. `ramping`:
+    coming back."""
+    why: str
+    """What it was left alone for; empty while it is in use."""
+    retry_after_ms: int
+    share: float
+    """Share of the calls that it gets: 1 closed, 0 open."""
+    probes: int
+    """Trial calls under way."""
+
+
+class RouteOrder(Answer):
+    """A route and its targets, in order of preference."""
+
+    id: str
+    targets: list[str]
+
+
+class TargetList(Answer):
+    """Every target and every route."""
+
+    object: Literal["list"]
+    data: list[TargetLight]
+    routes: list[RouteOrder]
+
+
 MAX_TOKEN_SECONDS: Final = 86_400
 """Longest life of a token made over HTTP."""
 

@@ -13,6 +13,7 @@ from server.config import Settings
 from server.jobs.service import Jobs
 from server.messages.service import Messages
 from server.quotas.service import Quotas
+from server.routing.gate import TargetState
 from server.sessions.actor import Peer
 
 KEEPALIVE_SECONDS: Final = 15.0
@@ -31,6 +32,10 @@ class Host(Protocol):
     quotas: Quotas
     jobs: Jobs
     responses: set[Peer]
+
+    def target_states(self) -> list[TargetState]:
+        """How every target stands, as this node sees it."""
+        ...
 
 
 class Api:

@@ -56,6 +56,7 @@ async def hello(session: Session, frame: Hello) -> None:
         "active": [_head(message) for message in active],
         "server_time": time.time(),
         "limits": limits,
+        "node": session.messages.node,
     }
     if expires is not None:
         welcome["expires_in_seconds"] = expires

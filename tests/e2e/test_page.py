@@ -252,6 +252,27 @@ def test_it_fits_a_phone(browser: Browser, server_url: str, tmp_path: Path) -> N
         assert chat.complaints == []
 
 
+def test_the_panel_shows_what_the_backend_does(chat: Chat) -> None:
+    chat.page.set_viewport_size({"width": 1440, "height": 900})
+    chat.open()
+    panel = chat.page.get_by_test_id("panel")
+    expect(panel.get_by_test_id("light-scripted")).to_have_attribute("data-state", "closed")
+    expect(panel.get_by_test_id("route")).to_have_text("Route “default”: scripted")
+    expect(panel.get_by_test_id("fact-node")).to_have_text(re.compile(r"^[0-9a-f]{6}$"))
+    chat.ask(LONG)
+    chat.expect_text(0)
+    expect(panel.get_by_test_id("light-scripted")).to_have_attribute("data-busy", "true")
+    chat.page.get_by_test_id("cut").click()
+    chat.expect_whole(0)
+    expect(panel.get_by_test_id("fact-resumes")).to_have_text("1")
+    lines = panel.get_by_test_id("happenings")
+    for line in ("accepted", "attempt 1 at scripted", "first text", "connection lost", "1 answer resumed", "whole"):
+        expect(lines).to_contain_text(line)
+    expect(panel.get_by_test_id("books").get_by_role("row", name="Chat")).to_contain_text("312")
+    chat.page.get_by_test_id("panel-button").click()
+    expect(panel).to_be_hidden()
+
+
 # --- against a scripted server --------------------------------------------------------------------------------------
 
 
@@ -298,6 +319,18 @@ def test_a_fallback_is_shown_and_withdraws_the_earlier_text(chat: Chat) -> None:
     chat.ask("?")
     expect(chat.answer(0).get_by_test_id("fallback")).to_have_text("Switched to b: The model did not answer in time.")
     assert chat.text(0) == "Second"
+
+
+def test_gauges_drain_and_refill(chat: Chat) -> None:
+    chat.page.set_viewport_size({"width": 1440, "height": 900})
+    limit = {"name": "tokens_per_minute", "limit": 1000, "remaining": 100, "reset_seconds": 2.0}
+    ScriptedServer(chat.page, lambda server, frame: server.say({"type": "quota", "limits": [limit]}))
+    chat.open()
+    chat.ask("?")
+    gauge = chat.page.get_by_test_id("gauge-tokens_per_minute")
+    expect(gauge).to_have_attribute("data-low", "true")
+    expect(gauge).to_have_attribute("data-share", "1.000")
+    expect(gauge).to_contain_text("1,000 of 1,000")
 
 
 def test_a_failure_that_passes_is_retried_under_the_same_id(chat: Chat) -> None:

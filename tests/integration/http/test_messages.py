@@ -139,6 +139,7 @@ async def test_without_credentials_everything_is_401(guarded: Place) -> None:
         ("POST", CHAT),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/default"),
+        ("GET", "/v1/targets"),
         ("GET", "/v1/messages/m1"),
         ("GET", "/v1/messages/m1/events"),
         ("POST", "/v1/messages/m1/cancel"),

@@ -364,6 +364,7 @@ export interface Welcome {
   server_time: number;
   expires_in_seconds?: number | null;
   limits?: Limit[];
+  node?: string | null;
 }
 
 /** What a client may send. */

@@ -123,6 +123,8 @@ export class TurnView {
       this.turn.firstTokenMs === undefined ? undefined : text.firstToken(this.turn.firstTokenMs),
       answer.attempts && (ended || answer.attempts > 1) ? text.attempts(answer.attempts) : undefined,
       answer.resumes > 0 ? text.resumed(answer.resumes) : undefined,
+      answer.seq ? text.seq(answer.seq) : undefined,
+      answer.prompt ? text.prompt(answer.prompt.name, answer.prompt.version) : undefined,
       answer.costUsd === undefined ? undefined : text.cost(answer.costUsd),
       answer.finishReason === "length" ? text.length : undefined,
     ];

@@ -7,6 +7,7 @@ import { Composer } from "./composer.ts";
 import { ConnectionView } from "./connection.ts";
 import { h, icon, setText } from "./dom.ts";
 import { draw } from "./frame.ts";
+import { Panel } from "./panel.ts";
 import { preferences, settingsMenu, storageOf, tokenDialog } from "./settings.ts";
 import { Sidebar } from "./sidebar.ts";
 import { strings } from "./strings.ts";
@@ -39,6 +40,8 @@ export class App {
   private readonly sidebar: Sidebar;
   private readonly settings: ReturnType<typeof settingsMenu>;
   private readonly token: ReturnType<typeof tokenDialog>;
+  private readonly panel: Panel;
+  private element: HTMLElement | undefined;
 
   constructor(client: Client) {
     this.client = client;
@@ -62,11 +65,20 @@ export class App {
       onClear: () => this.clear(),
     });
     this.token = tokenDialog((token) => this.client.setToken(token));
+    this.panel = new Panel({
+      client,
+      route: () => this.composer.model ?? "default",
+      onToggle: (open) => {
+        if (this.element) this.element.dataset.panel = open ? "open" : "closed";
+      },
+    });
   }
 
   /** Put the page into `root` and go on with what was open. */
   start(root: HTMLElement): void {
-    root.append(this.layout());
+    this.element = this.layout();
+    root.append(this.element);
+    this.panel.start();
     this.client.on((event) => this.onEvent(event));
     document.addEventListener("keydown", (event) => this.onKey(event));
     window.addEventListener("storage", (event) => this.onOtherTab(event));
@@ -102,7 +114,7 @@ export class App {
     this.client.send({
       id: turn.id,
       messages: context(earlier, turn.question),
-      metadata: { feature: "web-demo" },
+      metadata: { feature: featureOf(turn) },
       ...(turn.model && { model: turn.model }),
     });
     this.showTurn(turn);
@@ -139,6 +151,7 @@ export class App {
   // --- what the server does ------------------------------------------------------------------------------------------
 
   private onEvent(event: ClientEvent): void {
+    this.panel.onEvent(event);
     if (event.type === "status") this.onStatus(event.status);
     else if ("message" in event && event.message) this.onMessage(event.message, event.type);
   }
@@ -171,6 +184,7 @@ export class App {
 
   private onEnded(turn: Turn, message: Message): void {
     turn.answer = answerOf(message);
+    this.panel.books.book(turn.id, featureOf(turn), turn.answer.totalTokens ?? 0, turn.answer.costUsd ?? 0);
     this.askedAt.delete(turn.id);
     this.store.save(turn);
     this.showSoon(message);
@@ -300,6 +314,7 @@ export class App {
           h("div", { class: "spacer" }),
           this.connection.element,
           this.connection.cutButton,
+          this.panel.button,
           this.settings.button,
           this.settings.menu,
         ),
@@ -307,6 +322,7 @@ export class App {
         this.transcript.element,
         this.composer.element,
       ),
+      this.panel.element,
       this.token.dialog,
       this.live,
     );
@@ -353,4 +369,9 @@ export class App {
       // No list, no picker: the server's default model answers.
     }
   }
+}
+
+/** What a turn is booked under. */
+function featureOf(turn: Turn): string {
+  return turn.group === turn.id ? "chat" : "parallel";
 }

@@ -44,6 +44,15 @@ const ICONS = {
   down: "M12 5v14M5 12l7 7 7-7",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   alert: "M12 8v5M12 16.5v.01M12 3l9.5 17h-19z",
+  close: "M6 6l12 12M18 6L6 18",
+  pulse: "M3 12h4l3-8 4 16 3-8h4",
+  bolt: "M13 3L5 14h6l-1 7 8-11h-6z",
+  server: "M4 5h16v6H4zM4 13h16v6H4zM8 8v.01M8 16v.01",
+  devices: "M3 5h13v9H3zM7 18h5M18 9h4v11h-6v-3",
+  twice: "M9 9l-5 5 5 5M4 14h9a6 6 0 0 0 6-6V4M14 9l5-5",
+  edit: "M4 20h4L19 9l-4-4L4 16zM13 7l4 4",
+  left: "M15 5l-7 7 7 7",
+  right: "M9 5l7 7-7 7",
   swap: "M4 8h14l-4-4M20 16H6l4 4",
 } as const;
 

@@ -1,4 +1,5 @@
 import "./style.css";
+import "./panel.css";
 import { Client } from "../client/index.ts";
 import { App } from "./app.ts";
 import { loadCodec } from "./codec.ts";

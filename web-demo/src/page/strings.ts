@@ -85,7 +85,9 @@ export const strings = {
     firstToken: (ms: number) => `first token ${ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`}`,
     attempts: (count: number) => (count === 1 ? "1 attempt" : `${count} attempts`),
     resumed: (times: number) => (times === 1 ? "resumed once" : `resumed ${times}×`),
-    cost: (dollars: number) => (dollars === 0 ? "$0" : `$${Number(dollars.toPrecision(2))}`),
+    cost: (dollars: number) => (dollars === 0 ? "$0" : `$${dollars.toFixed(dollars < 0.01 ? 6 : 4)}`),
+    seq: (seq: number) => `seq ${seq}`,
+    prompt: (name: string, version: string) => `prompt ${name}@${version}`,
     whole: "whole",
     wholeHint: "The text matches the server’s SHA-256",
     length: "cut at the length limit",
@@ -95,6 +97,87 @@ export const strings = {
   fallbackNoReason: "the first target failed",
   reasoning: "Reasoning",
   imageAsLink: "image",
+
+  panel: {
+    label: "What the backend does",
+    title: "Backend, live",
+    open: "Show what the backend does",
+    close: "Close the panel",
+    targets: "Models behind this chat",
+    quota: "What is left of your limits",
+    connection: "Connection",
+    cost: "Cost by feature, since this page was loaded",
+    wire: "On the wire",
+    roundTrips: "Round trips of the connection",
+    route: (id: string, targets: string[]) => `Route “${id}”: ${targets.join(" → ")}`,
+    answering: (count: number) => (count === 1 ? "answers now" : `${count} answers now`),
+    light: (state: string, why: string, retryMs: number, share: number) => {
+      const reason = strings.errors.codes[why] ?? why;
+      const because = reason ? ` ${reason}` : "";
+      const seconds = Math.ceil(retryMs / 1000);
+      if (state === "closed") return "In use";
+      if (state === "half_open") return "On trial: one call is let through";
+      if (state === "ramping") return `Coming back: ${Math.round(share * 100)} % of the calls`;
+      const pause = seconds > 0 ? `, tried again in ${seconds} s.` : ", tried with the next question.";
+      return `${state === "throttled" ? "Rate limit of the provider" : "Left alone"}${pause}${because}`;
+    },
+    limits: {
+      tokens_per_minute: "Tokens a minute",
+      requests_per_minute: "Questions a minute",
+      concurrent_messages: "Answers at once",
+      monthly_usd: "Money this month",
+      tenant_tokens_per_minute: "Tokens a minute, all users",
+      tenant_requests_per_minute: "Questions a minute, all users",
+      tenant_concurrent_messages: "Answers at once, all users",
+      tenant_monthly_usd: "Money this month, all users",
+    } as Record<string, string>,
+    left: (name: string, left: number, limit: number) =>
+      name.endsWith("monthly_usd")
+        ? `$${left.toFixed(4)} of $${limit}`
+        : `${Math.floor(left).toLocaleString()} of ${limit.toLocaleString()}`,
+    facts: {
+      roundTrip: "Round trip",
+      node: "Server node",
+      user: "You",
+      connections: "Connections",
+      open: "Open answers",
+      resumes: "Resumes",
+    },
+    books: {
+      caption: "Answers, tokens and cost by feature",
+      feature: "Feature",
+      answers: "Answers",
+      tokens: "Tokens",
+      cost: "Cost",
+      all: "Together",
+      features: { chat: "Chat", parallel: "Side by side", regenerate: "Regenerated", edit: "Edited" } as Record<
+        string,
+        string
+      >,
+    },
+    happenings: {
+      label: "What happened, newest first",
+      accepted: "accepted",
+      attached: "known already: attached, nothing is generated twice",
+      attempt: (number: number, target: string, mode: string, why: string) => {
+        if (number === 1) return `attempt 1 at ${target}`;
+        const how = mode === "continue" ? "goes on with the text" : mode === "restart" ? "starts over" : "begins";
+        return `attempt ${number} at ${target} ${how}${why ? `. ${why}` : ""}`;
+      },
+      first: (seq: number) => `first text, seq ${seq}`,
+      resyncing: (reason: string) => `asks for what is missing (${reason})`,
+      replaced: (seq: number) => `told anew, up to seq ${seq}`,
+      stalled: (why: string) => `resumes later. ${why}`,
+      welcomed: (resumed: number) =>
+        resumed > 0 ? `connected, ${resumed} ${resumed === 1 ? "answer" : "answers"} resumed` : "connected",
+      resumed: (seq: number) => `resumed; the journal stands at seq ${seq}`,
+      goaway: "this node is being replaced: reconnecting elsewhere",
+      lost: "connection lost",
+      done: (seq: number, tokens: number, cost: number | undefined) =>
+        `whole at seq ${seq}: ${strings.meta.tokens(tokens)}${cost === undefined ? "" : `, ${strings.meta.cost(cost)}`}`,
+      cancelled: "stopped",
+    },
+  },
 
   settings: {
     open: "Settings",

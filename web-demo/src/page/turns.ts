@@ -29,6 +29,9 @@ export interface Answer {
   model?: string;
   attempts?: number;
   outputTokens?: number;
+  totalTokens?: number;
+  seq?: number;
+  prompt?: { name: string; version: string };
   costUsd?: number;
   finishReason?: string;
   /** Why the target is not the first of its route; empty if the server did not say. */
@@ -52,7 +55,9 @@ export function answerOf(message: Message): Answer {
     ...(target ? { target } : {}),
     ...(model ? { model } : {}),
     ...(attempts ? { attempts } : {}),
-    ...(end ? { outputTokens: end.usage.output_tokens } : {}),
+    ...(end ? { outputTokens: end.usage.output_tokens, totalTokens: end.usage.total_tokens } : {}),
+    ...(message.cursor > 0 ? { seq: message.cursor } : {}),
+    ...(done?.prompt ? { prompt: done.prompt } : {}),
     ...(done?.cost_usd == null ? {} : { costUsd: done.cost_usd }),
     ...(done ? { finishReason: done.finish_reason } : {}),
     ...(attempt && attempt.attempt > 1 ? { switched: String(attempt.reason?.code ?? "") } : {}),
