@@ -13,7 +13,7 @@ from server.messages import request as asked
 from server.messages.finalize import gather
 from server.messages.flight import Flight
 from server.messages.hub import Channel
-from server.messages.journal import End, Outbox
+from server.messages.journal import End, JournalLost, Outbox, Verdict
 from server.messages.life import Life, until_redis_answers
 from server.messages.means import Means
 from server.messages.reader import Reader
@@ -44,6 +44,7 @@ class Answer:
         self.outbox = Outbox(
             lane, channel, claim.keys, claim.fence, claim.head, claim.first, signalled, means.event_bytes
         )
+        self.outbox.attempts = claim.attempts
         self.outbox.waiting.standing(claim.standing_text)
 
     # --- output ------------------------------------------------------------------------------------------------------
@@ -89,11 +90,13 @@ class Answer:
         return sum(tally.usage.output for tally in self.tallies if tally.stands)
 
     async def standing_text(self) -> str:
-        """The visible text so far, all of it journaled. Raises `JournalLost`."""
+        """The visible text so far, all of it journaled. Raises `JournalLost`, also if Redis has lost some of it."""
         await self.outbox.flushed()
         claim = self.life.claim
         base = self.outbox.base or claim.base
         standing = await until_redis_answers(lambda: gather(self.reader, claim.keys, base))
+        if standing.seq != self.outbox.head:
+            raise JournalLost(Verdict.GAP)
         return b"".join(standing.text).decode()
 
     # --- the end -----------------------------------------------------------------------------------------------------

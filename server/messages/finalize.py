@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgpack
 
-from server.messages.events import CALLS, END, REASONING, TEXT, Event, merge_calls
+from server.messages.events import CALLS, REASONING, TEXT, Event, merge_calls
 from server.messages.reader import Reader, Standing
 from server.messages.scripts import FINALIZE
 from server.store.keys import MessageKeys
@@ -63,7 +63,7 @@ async def _keep(store: Store, reader: Reader, keys: MessageKeys, base: int, gath
     lengths = {TEXT: 0, REASONING: 0}
     for kind in (TEXT, REASONING):
         held, size, other = [], 0, False
-        async for found, body in _events(reader, keys, base):
+        async for _, (found, body) in _events(reader, keys, base):
             if found == kind:
                 data = body.encode()
                 held.append(data)
@@ -90,20 +90,21 @@ async def _append(store: Store, gathered: bytes, data: bytes) -> int:
     return len(data)
 
 
-async def _events(reader: Reader, keys: MessageKeys, base: int) -> AsyncGenerator[Event, None]:
-    """What stands since the last restart at `base`, read by the page."""
+async def _events(reader: Reader, keys: MessageKeys, base: int) -> AsyncGenerator[tuple[int, Event], None]:
+    """What stands since the last restart at `base`, each with its seq, read by the page."""
     cursor, inclusive = base, True
     while entries := await reader.page(keys, cursor, inclusive):
         for entry in entries:
             for seq, event in enumerate(entry.events, entry.first):
-                if seq >= base and event[0] != END:
-                    yield event[0], event[1]
+                if seq >= base:
+                    yield seq, (event[0], event[1])
         cursor, inclusive = entries[-1].last, False
 
 
 async def gather(reader: Reader, keys: MessageKeys, base: int) -> Standing:
     """What stands of a message since its last restart at `base`, all of it in memory."""
     standing = Standing()
-    async for event in _events(reader, keys, base):
+    async for seq, event in _events(reader, keys, base):
         standing.add(event)
+        standing.seq = seq
     return standing

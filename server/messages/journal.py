@@ -2,7 +2,9 @@
 in flight and sending it as one pipeline of fenced append scripts. Nothing is shown before Redis has acknowledged it.
 
 An `Outbox` is one owned message's side: what waits, what is in flight, where the head stands. A batch that was sent
-is never built anew: a retry after a lost connection sends the same bytes, which the script recognises.
+is never built anew: a retry after a lost connection sends the same bytes, which the script recognises. Where Redis has
+lost acknowledged entries they are written again, the same bytes under the same seqs, as far as the hub's tail still
+holds them; else the message is lost to this owner, who takes it over from itself.
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ class Outbox:
         "_end",
         "_end_event",
         "_failure",
+        "_lost",
+        "attempts",
         "base",
         "channel",
         "fence",
@@ -122,6 +126,10 @@ class Outbox:
         self.waiting = NewEvents(event_bytes)
         self.flight: _Flight | None = None
         self.queued = False
+        self.attempts = 0
+        """How many attempts are allocated in the record, as far as this owner knows."""
+        self._lost: deque[_Flight] = deque()
+        """What is to be written again after the entry in flight; the newest entry is the last."""
         self.on_signal = on_signal
         """Called with False when a cancel was requested, with True when this node lost the message."""
         self._end: End | None = None
@@ -212,17 +220,11 @@ class Outbox:
             return None
         data = pack(self.head, self.next, events)
         entry = Entry(self.head, self.next, events, len(data))
-        base = self._base_in(entry) if self.base == -1 else None
+        base = _base_in(entry) if self.base == -1 else None
+        if base is not None:
+            self.base = base
         self.flight = _Flight(entry, data, base, end)
         return self.flight
-
-    def _base_in(self, entry: Entry) -> int | None:
-        for index in range(len(entry.events) - 1, -1, -1):
-            event = entry.events[index]
-            if event[0] == "a" and event[1]["mode"] != "continue":
-                self.base = entry.first + index
-                return self.base
-        return None
 
     def move_to(self, lane: Lane) -> None:
         """Go on in another lane, with the entry that is in flight."""
@@ -232,10 +234,17 @@ class Outbox:
         lane.resend.append(self)
         lane.wake.set()
 
-    def landed(self, verdict: Verdict) -> None:
-        """Redis has answered the entry in flight."""
+    def landed(self, reply: Any) -> bool:
+        """Redis has answered the entry in flight; False if another one is in flight now, to be sent at once."""
+        gap: list[Any] = reply if isinstance(reply, list) else []
+        verdict = Verdict(gap[0] if gap else reply)
+        if gap and self._mends(int(gap[1]), gap[2]):
+            return False
         flight, self.flight = self.flight, None
         assert flight is not None
+        if verdict > 0 and self._lost:
+            self.flight = self._lost.popleft()
+            return False
         if verdict > 0:
             entry = flight.entry
             self.head, self.next = entry.last, entry.last + 1
@@ -247,9 +256,23 @@ class Outbox:
                 self._dirty()
         else:
             self._failure = JournalLost(verdict)
+            self._lost.clear()
             self.abandon()
             self.on_signal(True)
         self._drained.set()
+        return True
+
+    def _mends(self, tip: int, attempts: bytes) -> bool:
+        """Whether what Redis lost after `tip` can be written again, before the newest entry; then it is in flight."""
+        newest = self._lost[-1] if self._lost else self.flight
+        lost = [entry for entry in self.channel.entries if entry.last > tip]
+        complete = lost and lost[0].first - 1 == tip and lost[-1].last == self.head
+        if newest is None or not complete or attempts != b"%d" % self.attempts:
+            return False
+        log.warning("lost_entries_written_again", count=len(lost), tip=tip, head=self.head)
+        flights = [_Flight(e, pack(e.prev, e.first, e.events), _base_in(e), None) for e in lost]
+        self.flight, self._lost = flights[0], deque([*flights[1:], newest])
+        return True
 
     def command(self) -> tuple[Any, ...]:
         """The append script call of the entry in flight: the same bytes at every retry."""
@@ -270,6 +293,15 @@ class Outbox:
             "" if flight.base is None else flight.base,
             *(("", "", "", "") if end is None else (end.state, end.event, end.records, "1" if end.may_reopen else "")),
         )
+
+
+def _base_in(entry: Entry) -> int | None:
+    """Seq of the last attempt in an entry that starts over; None if there is none."""
+    for index in range(len(entry.events) - 1, -1, -1):
+        event = entry.events[index]
+        if event[0] == "a" and event[1]["mode"] != "continue":
+            return entry.first + index
+    return None
 
 
 class Lane:
@@ -323,7 +355,7 @@ class Lane:
         return here
 
     async def _send(self, flights: list[Outbox]) -> list[Outbox]:
-        """Send every entry in flight; returns those whose outcome is unknown."""
+        """Send every entry in flight; returns the outboxes that have one to send still, or again."""
         self.flushes += 1
         self.entries += len(flights)
         try:
@@ -333,18 +365,19 @@ class Lane:
             return flights
         await asyncio.wait(futures[-1:])  # replies come in order: the last one is the last
         unknown = []
+        more = []
         why: BaseException | None = None
         for outbox, future in zip(flights, futures, strict=True):
             error = future.exception()
-            if error is None:
-                outbox.landed(Verdict(future.result()))
-            else:
+            if error is not None:
                 why = error
                 unknown.append(outbox)
+            elif not outbox.landed(future.result()):
+                more.append(outbox)
         if unknown:
             log.warning("appends_unanswered", count=len(unknown), error=str(why))
             await self._recover(why)
-        return unknown
+        return unknown + more
 
     async def _recover(self, why: BaseException | None) -> None:
         """Wait for what a retry needs: a connection, another primary, the script, or just a moment."""

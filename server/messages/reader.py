@@ -231,6 +231,8 @@ class Standing:
     """Gathers what stands at the end, event by event, for `finalize`."""
 
     def __init__(self) -> None:
+        self.seq = 0
+        """Of the last event; 0 = none."""
         self.text: list[bytes] = []
         self.reasoning: list[bytes] = []
         self.calls: list[dict[str, Any]] = []

@@ -60,8 +60,8 @@ class Board:
         last = first + len(events) - 1
         ending = [end, b"END", b"RECORDS", retry] if end else ["", "", "", ""]
         keys = [self.keys.record, self.keys.journal, self.keys.channel]
-        answer: int = await self.run(APPEND, keys, fence, first - 1, last, entry, base, *ending)
-        return answer
+        answer: int | list[Any] = await self.run(APPEND, keys, fence, first - 1, last, entry, base, *ending)
+        return answer if isinstance(answer, int) else int(answer[0])
 
     async def release(self, generation: bytes, fence: bytes) -> int:
         answer: int = await self.run(RELEASE, [self.keys.record, self.keys.channel], generation, b"xwhy", fence)
@@ -242,6 +242,17 @@ async def test_an_entry_that_does_not_continue_is_a_gap(board: Board) -> None:
     assert await board.append(fence, 0, 1, [T1]) == 1
     assert await board.append(fence, 2, 3, [T2]) == -3
     assert (await board.record())["head"] == "1"
+
+
+async def test_a_gap_tells_where_the_journal_ends_and_how_many_attempts_are_allocated(board: Board) -> None:
+    _, fence = await board.claim()
+    keys = [board.keys.record, board.keys.journal, board.keys.channel]
+    ahead = [fence, 8, 9, pack(8, 9, [T1]), "", "", "", "", ""]
+    assert await board.run(APPEND, keys, *ahead) == [-3, b"0", b""]
+    assert await board.run(START_ATTEMPT, keys[:1], fence, 1, b"described") == 1
+    assert await board.append(fence, 0, 1, [T1]) == 1
+    assert await board.run(START_ATTEMPT, keys[:1], fence, 2, b"described") == 1
+    assert await board.run(APPEND, keys, *ahead) == [-3, b"1", b"2"]
 
 
 @pytest.mark.parametrize("fence", [b"", b"1:node-a", b"2:node-a:x", b"1:node-b:x"])

@@ -246,6 +246,8 @@ class Check:
             self.fail("G4", f"{truth.id} was taken from {dead}, whose heart beat {silent:.3f} s ago")
 
     def _appended(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
+        if isinstance(reply, list):
+            reply = reply[0]
         if reply == GAP and not self.losses:
             self.fail("G3", f"{host.name} meets a gap at {args[1]}, though Redis lost nothing")
         if reply < 0:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from server.messages.claim import Claim
 from server.messages.events import Entry, pack
 from server.messages.hub import Channel
-from server.messages.journal import Outbox
+from server.messages.journal import Outbox, _Flight
 from server.messages.keeper import Keeper
 from server.messages.ownership import Observer
 from server.messages.service import Messages
@@ -156,6 +156,15 @@ def _silent_beyond_the_head(self: Outbound, follow: Follow) -> bytes | None:
     return None if follow.cursor > follow.channel.head else _from_tail(self, follow)
 
 
+def _renumber_what_is_left(self: Outbox, tip: int, attempts: bytes) -> bool:
+    flight = self.flight
+    assert flight is not None
+    events = flight.entry.events
+    data = pack(tip, tip + 1, events)
+    self.flight = _Flight(Entry(tip, tip + 1, events, len(data)), data, flight.base, flight.end)
+    return True
+
+
 def _methods(*triples: tuple[type, str, Callable[..., Any]]) -> tuple[tuple[type, str, Any], ...]:
     return triples
 
@@ -231,6 +240,12 @@ MUTANTS: Final = (
         "finalize-drops-text",
         "what stands at the end is not kept",
         ((_FINALIZE, b"redis.call('RENAME', KEYS[4], KEYS[3])", b"redis.call('DEL', KEYS[4])"),),
+    ),
+    Mutant(
+        "loss-covered-up",
+        "where Redis lost entries the newest one is put in their place",
+        (),
+        _methods((Outbox, "_mends", _renumber_what_is_left)),
     ),
     Mutant(
         "fence-not-unique",

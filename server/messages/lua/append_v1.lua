@@ -10,7 +10,9 @@
 -- ARGV[7]  with an end: the end event   ARGV[8] attempt records   ARGV[9] '1' if a repeat may reopen it, else ''
 --
 -- 1 written (or it had been: the same fence and the same bytes stand there) · 2 the same, and a cancel was requested
--- -1 fenced · -2 the message has ended · -3 the entry does not continue the journal
+-- -1 fenced · -2 the message has ended
+-- {-3, tip, attempts} the entry does not continue the journal: Redis has lost what it had acknowledged up to `tip`;
+--   attempts: how many are allocated in the record, '' if the loss goes back to before the first
 local have = redis.call('HMGET', KEYS[1], 'fence', 'tip', 'state', 'cancel')
 if have[1] ~= ARGV[1] then
   return -1
@@ -27,7 +29,7 @@ if have[3] == 'done' or have[3] == 'failed' or have[3] == 'cancelled' then
   return -2
 end
 if have[2] ~= ARGV[2] then
-  return -3
+  return {-3, have[2], have[3] == 'streaming' and redis.call('HGET', KEYS[1], 'attempts') or ''}
 end
 redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'f', ARGV[1], 'e', ARGV[4])
 redis.call('HSET', KEYS[1], 'head', ARGV[3], 'tip', ARGV[3])

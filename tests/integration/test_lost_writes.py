@@ -1,0 +1,117 @@
+"""Redis loses what it had acknowledged, as in a crash or a failover, while the owner lives: what becomes of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from server.messages.events import unpack
+from server.store.keys import MessageKeys, message_tag
+from tests.integration.test_main_job import Place, place, whole
+from tests.nodes import running_node, settings_for
+from tests.wire import Frame, Wire, wire
+
+LOSE = """
+-- Forget the newest entries of a journal (ARGV[1] of them) and what the record says of them.
+local rows = redis.call('XRANGE', KEYS[2], '-', '+')
+redis.call('DEL', KEYS[2])
+local tip = '0'
+for i = 1, #rows - tonumber(ARGV[1]) do
+  redis.call('XADD', KEYS[2], rows[i][1], unpack(rows[i][2]))
+  tip = string.match(rows[i][1], '^(%d+)-')
+end
+redis.call('HSET', KEYS[1], 'head', tip, 'tip', tip)
+return tonumber(tip)
+"""
+
+
+@pytest.fixture
+async def server(valkey_url: str) -> AsyncIterator[Any]:
+    client = Redis.from_url(valkey_url)
+    yield client
+    await client.aclose()
+
+
+async def lose(server: Any, keys: MessageKeys, entries: int) -> int:
+    """Lose the newest entries; the seq of the last event that is left."""
+    return int(await server.eval(LOSE, 2, keys.record, keys.journal, entries))
+
+
+async def told_to(client: Wire, message_id: str, seq: int) -> Frame:
+    """Read until the message has come so far."""
+    return await client.until(lambda frame: frame.get("id") == message_id and frame.get("seq", 0) >= seq)
+
+
+def calls(here: Place) -> int:
+    """How often the upstream was called."""
+    return sum(record["event"] == "start" for record in here.upstream.records)
+
+
+async def entries_of(server: Any, keys: MessageKeys) -> list[tuple[int, int, int]]:
+    rows = await server.xrange(keys.journal)
+    return [(entry.prev, entry.first, entry.last) for entry in (unpack(fields[b"e"]) for _, fields in rows)]
+
+
+@pytest.mark.parametrize("entries", [1, 12])
+async def test_the_owner_writes_lost_entries_again(valkey_url: str, server: Any, entries: int) -> None:
+    async with place(valkey_url) as here, wire(here.node.url) as client:
+        messages = await client.ask("m", "script tokens=160 rate=80")
+        await told_to(client, "m", 40)
+        keys = here.keys("m")
+        assert await lose(server, keys, entries) < 40
+        whole(await client.ended("m"), messages)
+        view = client.view("m")
+        assert (view.snapshots, len(view.attempts), calls(here)) == (0, 1, 1)
+        journal = await entries_of(server, keys)
+        assert journal[0][:2] == (0, 1)
+        assert all(after[0] == before[2] and after[1] == before[2] + 1 for before, after in itertools.pairwise(journal))
+
+
+async def test_readers_elsewhere_see_a_snapshot_at_most(valkey_url: str, server: Any) -> None:
+    async with place(valkey_url) as here:
+        settings = settings_for(valkey_url, here.upstream.url)
+        async with running_node(settings) as other, wire(here.node.url) as client, wire(other.url) as reader:
+            messages = await client.ask("m", "script tokens=240 rate=80")
+            await told_to(client, "m", 20)
+            await reader.send({"type": "resume", "id": "m", "after": 0})
+            await told_to(reader, "m", 60)
+            await lose(server, here.keys("m"), 8)
+            whole(await reader.ended("m"), messages)
+            whole(await client.ended("m"), messages)
+            assert (len(reader.view("m").attempts), calls(here)) == (1, 1)
+            assert reader.view("m").snapshots <= 1
+
+
+async def test_what_the_tail_does_not_hold_restarts_visibly(valkey_url: str, server: Any) -> None:
+    async with place(valkey_url) as here, wire(here.node.url) as client:
+        messages = await client.ask("m", "script tokens=160 rate=80")
+        await told_to(client, "m", 40)
+        tag = message_tag("demo", "anonymous", "demo", "m")
+        channel = here.node.node.hub.channels[tag]
+        channel.reset(channel.head, False)  # as after 256 KiB more
+        await lose(server, here.keys("m"), 12)
+        whole(await client.ended("m"), messages)
+        attempts = client.view("m").attempts
+        assert [(a["attempt"], a["mode"]) for a in attempts] == [(1, "fresh"), (2, "restart")]
+        assert attempts[1]["reason"]["code"] == "owner_lost"
+        assert attempts[1]["seq"] > 2**20
+        assert calls(here) == 2
+
+
+async def test_a_lost_attempt_is_no_gap_to_be_filled(valkey_url: str, server: Any) -> None:
+    """Where the loss goes back to before an attempt was allocated, a takeover must not allocate its number again."""
+    async with place(valkey_url) as here, wire(here.node.url) as client:
+        messages = await client.ask("m", "script tokens=160 rate=80")
+        await told_to(client, "m", 40)
+        keys = here.keys("m")
+        async with server.pipeline() as both:
+            both.hset(keys.record, mapping={"attempts": 0, "state": "admitting"})
+            both.hdel(keys.record, "attempt:1")
+            both.eval(LOSE, 2, keys.record, keys.journal, 3)
+            await both.execute()
+        whole(await client.ended("m"), messages)
+        assert calls(here) == 2
