@@ -123,8 +123,18 @@ class Verdict:
     """Text stands that nobody pays."""
 
 
-def audit(messages: Sequence[Mapping[str, Any]], stored: Stored | None, log: UpstreamLog, model: str) -> Verdict:
-    """Compare what was called for one message with what was recorded."""
+def audit(
+    messages: Sequence[Mapping[str, Any]],
+    stored: Stored | None,
+    log: UpstreamLog,
+    model: str,
+    forgotten: bool = False,
+) -> Verdict:
+    """Compare what was called for one message with what was recorded.
+
+    `forgotten`: Redis lost the claim, with the records of what was called for it, and a client asked anew: calls
+    without a record are then the price of that loss, which the caller counts. Paid is once all the same.
+    """
     verdict = Verdict()
     calls = log.calls(messages)
     if stored is None:
@@ -137,7 +147,7 @@ def audit(messages: Sequence[Mapping[str, Any]], stored: Stored | None, log: Ups
     numbers = [record["attempt"] for record in records]
     if len(set(numbers)) != len(numbers):
         verdict.double_billed.append(f"{stored.id}: an attempt recorded twice: {numbers}")
-    if len(calls) > len(records):
+    if len(calls) > len(records) and not forgotten:
         verdict.doubled.append(f"{stored.id}: {len(calls)} calls, {len(records)} records ({stored.state})")
     elif len(records) - len(calls) > len(unmade):
         verdict.doubled.append(f"{stored.id}: {len(records)} records, only {len(calls)} calls: {records}")

@@ -25,6 +25,7 @@ from tests.upstreams.script import reply_to
 MODEL: Final = "scripted"
 BACKOFF_CAP_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.3
+MOST_FORGOTTEN: Final = 5
 STUCK_SECONDS: Final = 45.0
 """A message that has not ended so long after the last fault is stuck."""
 
@@ -50,6 +51,8 @@ class Asked:
     last_attempt: int = 0
     restarted_at: list[tuple[float, int]] = field(default_factory=list)
     """When new text came first in each attempt after a lost owner."""
+    forgotten: int = 0
+    """How often a client was told that Redis does not know it any more, though it had been accepted."""
     troubled: bool = False
     """Whether a connection or a node that had to do with it was in trouble."""
 
@@ -109,6 +112,7 @@ class Device:
         asked.accepted = asked.accepted or view.state not in (MessageState.SENDING, MessageState.REFUSED)
         if isinstance(event, Resyncing):
             asked.troubled = True
+            asked.forgotten += event.reason == "lost"
             self.crowd.figures.counts["gaps_healed"] += 1
         elif isinstance(event, AttemptStarted):
             asked.last_attempt = max(asked.last_attempt, event.info.attempt)
@@ -273,8 +277,23 @@ class Crowd:
                     self.figures.problem("stuck", f"{asked.id}: {message.view.state} at {message.view.cursor}")
                     return
             except MessageError as failure:
-                if not await self._retry(message, asked, failure):
+                if message.view.state is MessageState.LOST and self._may_be_forgotten(asked):
+                    message = await self._ask_anew(message, asked)
+                elif not await self._retry(message, asked, failure):
                     return
+
+    def _may_be_forgotten(self, asked: Asked) -> bool:
+        """Whether Redis was killed or failed over, and may have lost what it had acknowledged a moment before."""
+        counts = self.figures.counts
+        return counts["restart"] + counts["failover"] > 0 and asked.forgotten < MOST_FORGOTTEN
+
+    async def _ask_anew(self, message: Message, asked: Asked) -> Message:
+        """Ask for a message that was lost to a device that only followed it, as its user would."""
+        asked.forgotten += 1
+        client = message._client
+        message.forget()
+        await asyncio.sleep(RETRY_SECONDS)
+        return client.ask(id=asked.id, messages=asked.messages)
 
     def _patience(self) -> float:
         return 5.0

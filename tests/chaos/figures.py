@@ -81,6 +81,7 @@ class Figures:
             ("reconnects / takeovers / refused and asked again", f"{count['reconnects']} / {count['takeovers']}"
                 f" / {count['refused']}"),
             *((kind.replace("_", "-"), str(count[kind])) for kind in ZEROS),
+            ("claims that Redis lost; calls made again for them", f"{count['forgotten']}; {count['generated_again']}"),
             ("from a kill to the survivor's call upstream", _told(told["takeover_seconds"])),
             ("from a kill to the first new delta at a client", _told(told["recovery_seconds"])),
             ("resume latency", _told(told["resume_seconds"])),

@@ -52,9 +52,9 @@ class Rig:
                     return message
                 await asyncio.sleep(0.05)
 
-    def verdict(self, messages: Sequence[Mapping[str, Any]], stored: Stored | None) -> Verdict:
-        """What the upstream's log says against the records."""
-        return audit(messages, stored, self.log, MODEL)
+    def verdict(self, messages: Sequence[Mapping[str, Any]], stored: Stored | None, forgotten: bool = False) -> Verdict:
+        """What the upstream's log says against the records; `forgotten`: see `audit`."""
+        return audit(messages, stored, self.log, MODEL, forgotten)
 
     async def check_once(self, message_id: str, messages: Sequence[Mapping[str, Any]], calls: int = 1) -> Stored:
         """So many calls upstream, all recorded, one of them paid by the user."""

@@ -271,7 +271,11 @@ async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
             continue
         if asked.accepted and asked.end is None and message is not None and message.state != "done":
             figures.counts["ended_unseen"] += 1
-        verdict = r.verdict(asked.messages, message)
+        verdict = r.verdict(asked.messages, message, asked.forgotten > 0)
+        if asked.forgotten:
+            records = 0 if message is None else len(message.records)
+            figures.counts["forgotten"] += 1
+            figures.counts["generated_again"] += max(0, len(r.log.calls(asked.messages)) - records)
         for kind, found in (("doubled", verdict.doubled), ("double_billed", verdict.double_billed)):
             for text in found:
                 figures.problem(kind, text)
