@@ -45,6 +45,7 @@ from server.sessions.audience import Audience
 from server.sessions.outbound import error_frame, text_limit
 from server.store.keys import control_channel
 from server.store.link import Link, StoreError
+from server.store.replicas import Replicas
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
 from server.telemetry.tasks import TaskOwner
@@ -106,6 +107,8 @@ class Node:
         self.hub = Hub(self.store)
         await self.hub.start(control_channel(self.id))
         self.journal = Journal(self.store)
+        self.replicas = Replicas(self.store)
+        await self.replicas.start()
         self.reader = Reader(self.store)
         self.quotas = Quotas(
             self.store,
@@ -138,6 +141,7 @@ class Node:
             max_bytes=settings.messages.max_bytes,
             quotas=self.quotas,
             gate=self.breakers,
+            replicas=self.replicas,
         )
         times = Times(kept.retention_seconds, kept.claim_seconds)
         self.keeper = Keeper(means, self.reader, self.id, times, chance)
@@ -268,6 +272,7 @@ class Node:
         await self.breakers.close()
         await self.ownership.close()
         await self.journal.close()
+        await self.replicas.close()
         await self.hub.close()
         for driver in self._drivers:
             await driver.close()

@@ -42,6 +42,8 @@ JUMP: Final = 2**20
 """After a takeover the seqs begin at least this much further on, and at most twice as far."""
 STEP_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 5.0
+REPLICA_SECONDS: Final = 1.0
+"""How long a replica has to take an end before the message is finalized all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ class Keeper:
         if place is not None:
             token = b"%s:%d" % (generation, run)
             await self.stubbornly(lambda: conversations.advance(place, message_id, keys, token))
+
+        await self.means.replicas.have(keys.record, REPLICA_SECONDS)  # the end, before its journal is let go
 
         async def keep() -> None:
             await finalize(

@@ -13,6 +13,7 @@ from server.messages.journal import Journal
 from server.quotas.base import Quota
 from server.routing.attempts import Route
 from server.routing.gate import Gate
+from server.store.replicas import Replicas
 from server.store.store import Store
 from server.upstreams.base import Driver
 
@@ -57,3 +58,5 @@ class Means:
     """Which targets may be called now."""
     quotas: Quota
     """Whether there is room for a message, and what it has used."""
+    replicas: Replicas
+    """Whether a failover would still know it."""

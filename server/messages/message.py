@@ -97,7 +97,9 @@ class Running:
             if (ending := await turn.take(claim.place)) is not None:
                 return ending()
         plan = Plan(route, claim.attempts, asked.least_input(claim.request.get("messages", [])))
+        replicated = self.means.replicas.confirmed(claim.keys.record)
         verdict = plan.opening(answer.shown, claim.reason) or await self.reservation.make(self.question.order(route))
+        await replicated  # before anything is spent: a claim that a failover forgot would be generated again
         return self._conclude(verdict or await self._attempts(plan))
 
     async def _attempts(self, plan: Plan) -> Landed | GiveUp | None:

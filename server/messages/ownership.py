@@ -143,7 +143,7 @@ class Ownership:
     async def _beat(self) -> None:
         """Raise the counter on every primary; one that is silent doesn't keep the others waiting."""
         beats = []
-        for link, tag in self._primaries().items():
+        for link, tag in self.store.tags().items():
             if link.available:
                 beats.append(link.call("INCR", heartbeat(self.node, tag)))
         if beats:
@@ -162,7 +162,7 @@ class Ownership:
         if not others:
             return
         dead_somewhere: set[str] = set()
-        for link, tag in self._primaries().items():
+        for link, tag in self.store.tags().items():
             dead = await self._read(link, tag, others)
             dead_somewhere |= dead
             for node in dead | (gone & set(others)):
@@ -186,18 +186,6 @@ class Ownership:
             return set()
         counters = {node: None if value is None else int(value) for node, value in zip(nodes, values, strict=True)}
         return observer.read(counters, started, loop.time())
-
-    def _primaries(self) -> dict[Link, str]:
-        """Every primary's link and a tag that lies on it: the first of `hb0`, `hb1`, … that does."""
-        links = set(self.store.links())
-        found: dict[Link, str] = {}
-        number = 0
-        while len(found) < len(links) and number < 10_000:
-            tag = f"hb{number}"
-            link = self.store.link(b"{%s}" % tag.encode())
-            found.setdefault(link, tag)
-            number += 1
-        return found
 
     # --- adopting -------------------------------------------------------------------------------------------------
 
@@ -241,7 +229,7 @@ class Ownership:
         log.info("node_forgotten", dead=node)
 
     async def _strike_off(self, node: str) -> None:
-        for tag in self._primaries().values():
+        for tag in self.store.tags().values():
             key = heartbeat(node, tag)
             await self.store.call(key, "DEL", key, seconds=5.0)
         for key in (NODES, GONE):

@@ -134,6 +134,11 @@ def heartbeat(node: str, primary: str) -> bytes:
     return f"{PREFIX}{{{primary}}}:hb:{node}".encode()
 
 
+def waited(primary: str) -> bytes:
+    """Counter written before each wait for a replica; `primary` is a tag that lies on the primary in question."""
+    return f"{PREFIX}{{{primary}}}:waited".encode()
+
+
 # --- Q: quotas -------------------------------------------------------------------------------------------------------
 
 QUOTA_TAGS = 256

@@ -22,6 +22,8 @@ IMPATIENT: Final = -1.0
 within 150 ms; as long as it answers others, they wait."""
 START_SECONDS: Final = 10.0
 ASK_AGAIN_SECONDS: Final = 0.2
+MOST_TAGS: Final = 10_000
+"""So many tags are tried to find one for every primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,21 @@ class Store:
     def subscriber(self, link: Link, on_push: Callable[[list[Any]], bool], on_change: Callable[[bool], None]) -> Link:
         """A second connection to the primary of `link`, for shard-channel subscriptions."""
         return self._make_link(link.address, (), on_push, on_change)
+
+    def aside(self, link: Link) -> Link:
+        """Another connection to the primary of `link`, for commands that hold up what comes behind them."""
+        return self._make_link(link.address)
+
+    def tags(self) -> dict[Link, str]:
+        """Every primary's link and a tag whose keys lie on it: the first of `hb0`, `hb1`, … that does."""
+        links = set(self._links.values())
+        found: dict[Link, str] = {}
+        number = 0
+        while len(found) < len(links) and number < MOST_TAGS:
+            tag = f"hb{number}"
+            found.setdefault(self.link(b"{%s}" % tag.encode()), tag)
+            number += 1
+        return found
 
     # --- topology -------------------------------------------------------------------------------------------------
 

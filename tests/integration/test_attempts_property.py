@@ -35,6 +35,7 @@ from server.messages.service import Messages
 from server.routing.attempts import Route
 from server.routing.gate import Held, Ticket
 from server.store.keys import MessageKeys, control_channel, message_tag
+from server.store.replicas import Replicas
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
 from server.upstreams.base import Batch, Call, Capabilities, Fault, TokenUsage, UpstreamFailure
@@ -204,6 +205,7 @@ class Bench:
         route = Route("default", names, schedule.mode, schedule.prefill)  # type: ignore[arg-type]
         means = Means(
             store=self.store,
+            replicas=Replicas(self.store),
             journal=self.journal,
             hub=self.hub,
             targets=targets,

@@ -33,6 +33,7 @@ from server.sessions.audience import Audience
 from server.sessions.outbound import Outbound
 from server.store.keys import control_channel
 from server.store.link import Address, StoreError
+from server.store.replicas import Replicas
 from server.store.store import Store
 from server.store.topology import SingleTopology
 from tests.permissive import NoQuota, OpenGate
@@ -155,6 +156,7 @@ class SimNode:
             watch=NoMetrics(),  # type: ignore[arg-type]
             event_bytes=schedule.event_bytes,
             max_bytes=1_000_000,
+            replicas=Replicas(store),
             gate=OpenGate(),
             quotas=NoQuota(),
             conversations=Conversations(store, hub, reader, {}, 3600.0, 3600.0),
