@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
-from server.http.openapi import document
+from server.http.openapi import JSONL, document
+from server.jobs.job import job_id
 from tests.integration.http.client import CHAT, Place, place, turns
 from tests.servers import RedisServer
 
 KEY = "tw_key-for-made-up-requests"
 KNOWN = "known"
+JOBS = "/v1/jobs"
 CASES = 30
 """Per operation and run."""
 BUSY = 5
@@ -29,6 +32,14 @@ BUSY = 5
 
 _NUMBERS = itertools.count()
 load_all_checks()
+
+
+@schemathesis.serializer(JSONL)
+def as_lines(_context: Any, value: Any) -> bytes:
+    """A body of JSONL is a text in the document."""
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+
+
 schema = schemathesis.openapi.from_dict(document())
 
 
@@ -37,6 +48,8 @@ async def make_known(here: Place) -> None:
     headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": KNOWN}
     async with here.request("POST", CHAT, json={"messages": turns("script tokens=3")}, headers=headers) as answer:
         assert answer.status == 200
+    async with here.request("POST", JOBS, json={"messages": turns("script tokens=3")}, headers=headers) as answer:
+        assert (await answer.json())["id"] == job_id(KNOWN)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +91,9 @@ EXCLUDED = ["positive_data_acceptance"]
 
 def make_sensible(case: Any) -> None:
     """Give every other request that fits the schema what a schema can't say, so that it is served."""
-    case.path_parameters.update({n: v for n, v in (("id", KNOWN), ("model", "default")) if n in case.path_parameters})
-    if case.path == CHAT and isinstance(case.body, dict):
+    known = job_id(KNOWN) if case.path.startswith(JOBS) else KNOWN
+    case.path_parameters.update({n: v for n, v in (("id", known), ("model", "default")) if n in case.path_parameters})
+    if case.path in (CHAT, JOBS) and isinstance(case.body, dict) and "items" not in case.body:
         unsaid = ("model", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options")
         body = {name: value for name, value in case.body.items() if name not in unsaid}
         case.body = {**body, "messages": turns("script tokens=3")}
