@@ -103,6 +103,12 @@ async def cancel(api: Api, request: Request) -> Response:
     return JSONResponse(as_job(job), 200 if job.over else 202)
 
 
+async def delete(api: Api, request: Request) -> Response:
+    """Delete the job and its results; what runs is stopped. Its messages stay as long as any."""
+    await api.jobs.erase(await _find(api, request))
+    return Response(status_code=204)
+
+
 async def _find(api: Api, request: Request) -> Job:
     who = await authenticate(api, request, scopes.JOBS)
     return await api.jobs.find(who, _checked(request.path_params["id"], "id"))

@@ -49,13 +49,13 @@ class Operation:
     errors: tuple[int, ...] = ()
     """Statuses of its failures beside 401, 403, 500 and 503, which all have."""
     body: type[BaseModel] | None = None
+    parameters: tuple[Mapping[str, Any], ...] = field(default=())
+    tells_limits: bool = False
+    """Whether its responses tell what is left of the asker's limits (`server.http.rates`)."""
     bodies: tuple[type[BaseModel], ...] = ()
     """Other forms of the body."""
     lines: tuple[type[BaseModel], ...] = ()
     """The body may also be an array of these, or JSONL with one a line."""
-    parameters: tuple[Mapping[str, Any], ...] = field(default=())
-    tells_limits: bool = False
-    """Whether its responses tell what is left of the asker's limits (`server.http.rates`)."""
 
     @property
     def summary(self) -> str:
@@ -152,8 +152,6 @@ OPERATIONS: Final = (
         {202: Reply("The job.", job_models.JobAnswer, headers={"Location": "Where the job is."})},
         (400, 404, 413, 415, 422, 429),
         job_models.SingleJob,
-        (job_models.BatchJob,),
-        (job_models.JobItem, job_models.BatchLine),
         (
             _parameter(
                 "Idempotency-Key",
@@ -165,6 +163,8 @@ OPERATIONS: Final = (
                 "webhook_url", "query", "Where to tell of the end, signed.", {"type": "string", "maxLength": 2048}
             ),
         ),
+        bodies=(job_models.BatchJob,),
+        lines=(job_models.JobItem, job_models.BatchLine),
     ),
     Operation(
         "GET",
@@ -184,6 +184,15 @@ OPERATIONS: Final = (
         jobs.get,
         "getJob",
         {200: Reply("The job.", job_models.JobAnswer)},
+        (400, 404),
+        parameters=(_JOB,),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/jobs/{id}",
+        jobs.delete,
+        "deleteJob",
+        {204: Reply("It is gone.")},
         (400, 404),
         parameters=(_JOB,),
     ),

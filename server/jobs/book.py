@@ -194,6 +194,15 @@ class Book:
         await self.schedule(job.tag, 0, True)
         return [int(index) for index in reply[1:]]
 
+    async def erase(self, job: Job) -> list[int]:
+        """Forget a job and all of its results; the items that were running."""
+        index = job_index(user_tag(job.who.tenant, job.who.kind, job.who.user))
+        running = await self.store.call(job.keys.taken, "ZRANGE", job.keys.taken, 0, -1, seconds=STEP_SECONDS)
+        await self.store.call(job.keys.record, "DEL", *job.keys.all, seconds=STEP_SECONDS)
+        await self.store.call(index, "ZREM", index, job.id, seconds=STEP_SECONDS)
+        await self.strike_off(job.tag)
+        return [int(item) for item in running]
+
     # --- worked at ---------------------------------------------------------------------------------------------------
 
     async def due(self, visit_ms: int) -> str | None:

@@ -130,14 +130,25 @@ class Jobs:
             running = await self.book.cancel(found)
         except (StoreError, TimeoutError):
             raise unavailable() from None
+        await self._stop(found, running)
+        self.worker.wake()
+        return await self.find(who, job)
+
+    async def erase(self, job: Job) -> None:
+        """Delete a job and its results, whatever its state; what runs is stopped. Raises `store_unavailable`."""
+        try:
+            running = await self.book.erase(job)
+        except (StoreError, TimeoutError):
+            raise unavailable() from None
+        await self._stop(job, running)
+
+    async def _stop(self, job: Job, running: list[int]) -> None:
         for index in running:
             try:
-                await self._messages.cancel(who, message_id(job, index))
+                await self._messages.cancel(job.who, message_id(job.id, index))
             except ProtocolError as error:
                 if error.code != "message_unknown":  # its worker asks for it just now, and will hear of the stop
                     raise
-        self.worker.wake()
-        return await self.find(who, job)
 
 
 class NewJob:

@@ -287,6 +287,27 @@ async def test_cancel_stops_what_runs_and_begins_nothing_more(valkey_url: str) -
         assert {row["status"] for row in rows["data"]} == {"cancelled"}
 
 
+async def test_delete_leaves_nothing_and_stops_what_runs(here: Place) -> None:
+    made = await post(here, [item(n, "tokens=2000 rate=50") for n in range(3)], "k")
+
+    async def runs() -> bool:
+        return any(row["status"] == "running" for row in (await states(here, made["id"]))["data"])
+
+    await until(runs)
+    async with here.request("DELETE", f"{JOBS}/{made['id']}") as answer:
+        assert answer.status == 204
+    async with here.request("GET", f"{JOBS}/{made['id']}") as answer:
+        await refused(answer, 404, "job_unknown")
+
+    async def still() -> bool:
+        return not here.node.node.keeper.running and not here.node.node.jobs.worker.running
+
+    await until(still)
+    assert not [key async for key in scan(here.node.node.store)]
+    async with here.request("DELETE", f"{JOBS}/{made['id']}") as answer:
+        await refused(answer, 404, "job_unknown")
+
+
 async def test_jobs_wait_for_quotas(valkey_url: str) -> None:
     tier = {"tiers": {"default": {"concurrent_messages": 2, "requests_per_minute": 600}}}
     async with place(valkey_url, {**tier, "jobs": {"concurrency": 8, "quota_reserve": 0.0}}) as here:
