@@ -1,4 +1,4 @@
-"""The command line: `tidewire serve`, `demo`, `chat`, `token`, `doctor`.
+"""The command line: `tidewire serve`, `demo`, `chat`, `token`, `doctor`, `conformance`.
 
 Everything a command needs is imported inside it, so that `--help` and `--version` answer at once. What goes wrong is
 told in one line each on standard error, with exit code 2; a defect is a traceback.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -269,6 +269,74 @@ def doctor(*, config: Config = None, json: Annotated[bool, Parameter(negative=()
 
     configure({"TIDEWIRE_LOG_LEVEL": "error"})
     return examine(config, os.environ, as_json=json)
+
+
+@app.command
+def conformance(
+    url: str | None = None,
+    *,
+    client: str | None = None,
+    token: Annotated[str | None, Parameter(env_var="TIDEWIRE_TOKEN")] = None,
+    model: str | None = None,
+    codec: Literal["json", "msgpack", "both"] = "both",
+    prompt: str | None = None,
+    long_prompt: str | None = None,
+    seconds: float = 30.0,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Check whether a server, or a client in any language, follows the protocol. Exit code 1 if something fails.
+
+    Examples:
+
+    - `tidewire conformance http://127.0.0.1:8080` checks a server; it is asked some thirty short questions per codec
+    - `tidewire conformance --client "node my_client.mjs"` plays protocol/vectors to a client; see docs/clients.md
+
+    Parameters
+    ----------
+    url
+        The server's address.
+    client
+        The command that starts the client under test.
+    token
+        A JWT or an API key for the server. Better given as TIDEWIRE_TOKEN: a command line can be read by others.
+    model
+        The route to ask; the server's default one unless given.
+    codec
+        Check with json, msgpack or both.
+    prompt
+        A question whose answer comes in a dozen deltas or more.
+    long_prompt
+        A question whose answer takes some seconds, so that it can be stopped.
+    seconds
+        How long one answer of the server may take.
+    only
+        The checks, or vectors, to make; all unless given.
+    json
+        Print the report as JSON.
+    """
+    import asyncio
+
+    from server.conformance import clients
+    from server.conformance import run as servers
+    from server.conformance.checks import LONG_PROMPT, SHORT_PROMPT, Probe
+
+    if (url is None) == (client is None):
+        raise Misuse("give either the URL of a server or the --client to check; see tidewire conformance --help")
+    codecs = servers.CODECS[codec]
+    try:
+        if client is not None:
+            report = asyncio.run(clients.check_client(client, codecs, only or ()))
+        else:
+            from server.chat import full_url
+
+            questions = {"prompt": prompt or SHORT_PROMPT, "long_prompt": long_prompt or LONG_PROMPT}
+            probe = Probe(full_url(url or ""), codecs[0], token, model, seconds=seconds, **questions)
+            report = asyncio.run(servers.check_server(probe, codecs, only or ()))
+    except (servers.Unreachable, clients.NoClient, ValueError) as error:
+        raise Misuse(str(error)) from None
+    print(report.as_json() if json else report.as_table())
+    return report.exit_code
 
 
 if __name__ == "__main__":

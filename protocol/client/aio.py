@@ -49,6 +49,8 @@ STALL_SECONDS: Final = 1.0
 """When to ask again for a message the server can't tell more of, if it doesn't say."""
 RENEW_SHARE: Final = 0.8
 """A token is renewed after this share of its life."""
+RENEW_FLOOR_SECONDS: Final = 1.0
+"""But not sooner, however short its life: the source is asked over a network."""
 MAX_INCOMING_BYTES: Final = 16 * 2**20
 PASSING_STATUSES: Final = frozenset({408, 425, 429})
 """HTTP 4xx statuses of a refused handshake that pass by themselves."""
@@ -105,7 +107,7 @@ class Message:
 
     async def cancel(self) -> ClientMessage:
         """Stop generating and wait for the receipt. If the end won the race, that is the receipt."""
-        self._client._apply(self._client.session.cancel(self.id))
+        self._client.cancel(self.id)
         await self._until(lambda: self.view.ended)
         return self.view
 
@@ -114,21 +116,18 @@ class Message:
 
         Waits for the acceptance and raises like `Client.send`.
         """
-        if not self._client.session.retry(self.id):
+        if not self._client.retry(self.id):
             return False
-        self._client._wake()
         await self.accepted()
         return True
 
     def detach(self) -> None:
         """Stop following; the message goes on. Whoever iterates or waits is told so by `ClientClosed`."""
-        self._client.session.detach(self.id)
-        self._client._wake()
-        self._notify()
+        self._client.detach(self.id)
 
     def forget(self) -> None:
         """Drop an ended or detached message from the client's memory."""
-        self._client._forget(self.id)
+        self._client.forget(self.id)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         """Pieces of output as they come; every iteration starts from the beginning of what stands.
@@ -207,6 +206,7 @@ class _Connection:
     max_frame_bytes: int = 2**20
     retire_at: float = math.inf
     renew_at: float = math.inf
+    renew_seconds: float = math.inf
     verdict: _Ending | None = None
     """Why we ended it ourselves."""
 
@@ -340,7 +340,31 @@ class Client:
         self._wake()
         return message
 
-    def _forget(self, message_id: str) -> None:
+    def cancel(self, message_id: str) -> None:
+        """Stop generating; `Message.cancel` waits for the receipt too."""
+        self._apply(self.session.cancel(message_id))
+
+    def retry(self, message_id: str) -> bool:
+        """Ask again for a refused message or one that failed for now; False if that can't help."""
+        retried = self.session.retry(message_id)
+        self._wake()
+        return retried
+
+    def detach(self, message_id: str) -> None:
+        """Stop following; the message goes on."""
+        self.session.detach(message_id)
+        self._wake()
+        message = self._messages.get(message_id)
+        if message is not None:
+            message._notify()
+
+    def check(self) -> None:
+        """Ask for a quick answer, which also tells whether anything was missed; for after a sleep of the machine."""
+        self.session.ping(int(asyncio.get_running_loop().time() * 1000))
+        self._wake()
+
+    def forget(self, message_id: str) -> None:
+        """Drop an ended or detached message from memory."""
         self.session.forget(message_id)
         self._messages.pop(message_id, None)
 
@@ -489,7 +513,7 @@ class Client:
             connection.verdict = _Ending("the server asked us to reconnect", planned=True)
             await connection.socket.close()
         elif now >= connection.renew_at and self._token_source is not None:
-            connection.renew_at = math.inf
+            connection.renew_at = now + connection.renew_seconds  # of a source, every token lives about as long
             self.auth(await self._token_source())
         else:
             self._poll_heart(connection, now)
@@ -554,7 +578,8 @@ class Client:
             self._connection.heart = Heartbeat(welcome.heartbeat_seconds, now)
             self._connection.max_frame_bytes = welcome.max_frame_bytes
             if self._token_source is not None and welcome.expires_in_seconds is not None:
-                self._connection.renew_at = now + RENEW_SHARE * welcome.expires_in_seconds
+                self._connection.renew_seconds = max(RENEW_FLOOR_SECONDS, RENEW_SHARE * welcome.expires_in_seconds)
+                self._connection.renew_at = now + self._connection.renew_seconds
             self._connection.nudge.set()
         self._settled.set()
 

@@ -124,6 +124,9 @@ class Session:
         self.told: dict[str, None] = {}
         """Messages told to their end while conversations were followed, the newest `TOLD_MOST`."""
         self._malformed = 0
+        self._greeted = False
+        self._early_limits: list[dict[str, Any]] | None = None
+        """What was to be told before `welcome`, which comes first."""
         self._pace = frame_pace(limits.settings)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._pending: dict[str, asyncio.Task[None]] = {}
@@ -310,7 +313,17 @@ class Session:
 
     def tell_limits(self, limits: list[dict[str, Any]]) -> None:
         """Tell what is left (`server.sessions.audience.Listener`)."""
-        self.out.put_latest({"type": "quota", "limits": limits})
+        if self._greeted:
+            self.out.put_latest({"type": "quota", "limits": limits})
+        else:
+            self._early_limits = limits
+
+    def greet(self, welcome: dict[str, Any]) -> None:
+        """Say `welcome`, before anything that was to be told already."""
+        self.say(welcome)
+        self._greeted = True
+        if self._early_limits is not None:
+            self.tell_limits(self._early_limits)
 
     def refuse(self, frame: dict[str, Any], error: ProtocolError) -> None:
         """Answer a frame that could not be served."""

@@ -60,7 +60,7 @@ async def hello(session: Session, frame: Hello) -> None:
     }
     if expires is not None:
         welcome["expires_in_seconds"] = expires
-    session.say(welcome)
+    session.greet(welcome)
     for point, message in zip(frame.resume, found, strict=True):
         if isinstance(message, ProtocolError):
             session.say(error_frame("hello", point.id, message.as_dict()))

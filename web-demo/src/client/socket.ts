@@ -29,6 +29,8 @@ export const RESUME_LATER_MS = 1_000;
 export const SAVE_EVERY_MS = 1_000;
 /** A token is renewed after this share of its life. */
 export const RENEW_SHARE = 0.8;
+/** But not sooner, however short its life, in milliseconds: the source is asked over a network. */
+const RENEW_FLOOR_MS = 1_000;
 /** The longest time a timer of a browser can be set to, in milliseconds. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 const UNAUTHENTICATED = 4401;
@@ -430,7 +432,7 @@ export class Client {
     this.tokenRefused = false;
     this.lastError = undefined;
     if (this.tokenSource && frame.expires_in_seconds != null) {
-      this.renewAfter(RENEW_SHARE * frame.expires_in_seconds * 1000);
+      this.renewAfter(Math.max(RENEW_FLOOR_MS, RENEW_SHARE * frame.expires_in_seconds * 1000));
     }
     this.openedAt = this.clock.now();
     this.update({ phase: "open", welcome: frame, connections: this.status.connections + 1 });
