@@ -104,7 +104,7 @@ class Node:
         settings = self.settings
         every_script = (*scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL, *job_scripts.ALL)
         self.store = await Store.connect(self.parts.redis_url, every_script)
-        self.hub = Hub(self.store)
+        self.hub = Hub(self.store, settings.messages.tail_bytes)
         await self.hub.start(control_channel(self.id))
         self.journal = Journal(self.store)
         self.replicas = Replicas(self.store)

@@ -301,6 +301,9 @@ class MessagesSettings(Section):
     """How long a node's heartbeat may stand still before others take its messages over."""
     max_bytes: Annotated[int, Field(ge=64 * 1024)] = 67_108_864
     """Largest text of one message, in bytes."""
+    tail_bytes: Annotated[int, Field(ge=1024, le=16_777_216)] = 262_144
+    """How much of the newest output of each followed message a node keeps in memory, in bytes; older output is read
+    from Redis."""
 
 
 class JobsSettings(Section):

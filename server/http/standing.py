@@ -71,6 +71,10 @@ class Ending:
         """See `Follower`."""
         self._something.set()
 
+    def replaced(self, tag: str) -> None:
+        """See `Follower`."""
+        self._something.set()
+
     def gone(self, tag: str, error: dict[str, Any] | None) -> None:
         """See `Follower`."""
         self._gone = stored_error(error, error.get("retry_after_ms")) if error else unknown(self._found.id)

@@ -26,8 +26,6 @@ from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("hub")
 
-TAIL_BYTES: Final = 262_144
-"""Most bytes of newest entries kept per message; older ones are read from Redis by the page."""
 REREAD_SECONDS: Final = 1.0
 """How often the head of a message that is generated elsewhere is read, in case a notification was lost."""
 CONFIRM_SECONDS: Final = 2.0
@@ -43,6 +41,10 @@ class Follower(Protocol):
 
     def wake(self, tag: str) -> None:
         """There may be events after your cursor."""
+        ...
+
+    def replaced(self, tag: str) -> None:
+        """Redis lost the message, and it was asked for anew: your cursor means nothing any more."""
         ...
 
     def gone(self, tag: str, error: dict[str, Any] | None) -> None:
@@ -65,9 +67,22 @@ class Encoded:
 class Channel:
     """One message's tail and its followers."""
 
-    __slots__ = ("_size", "base", "encoded", "ended", "entries", "followers", "head", "keys", "limit", "local", "tag")
+    __slots__ = (
+        "_size",
+        "base",
+        "encoded",
+        "ended",
+        "entries",
+        "followers",
+        "generation",
+        "head",
+        "keys",
+        "limit",
+        "local",
+        "tag",
+    )
 
-    def __init__(self, tag: str, keys: MessageKeys, head: int, local: bool, limit: int = TAIL_BYTES) -> None:
+    def __init__(self, tag: str, keys: MessageKeys, head: int, local: bool, limit: int) -> None:
         self.tag = tag
         self.keys = keys
         self.head = head
@@ -77,7 +92,10 @@ class Channel:
         self.local = local
         """Whether this process generates the message."""
         self.ended = False
+        self.generation = b""
+        """Of the claim whose events these are; empty until it is known."""
         self.limit = limit
+        """Most bytes of newest entries that are kept; older ones are read from Redis by the page."""
         self.entries: deque[Entry] = deque()
         self._size = 0
         self.followers: set[Follower] = set()
@@ -110,6 +128,13 @@ class Channel:
         self.encoded.clear()
         self.wake()
 
+    def belongs_to(self, generation: bytes) -> None:
+        """The claim under this id is that one: if it was another until now, no cursor of its events means anything."""
+        before, self.generation = self.generation, generation
+        if before and before != generation:
+            for follower in self.followers:
+                follower.replaced(self.tag)
+
     def wake(self) -> None:
         """Wake every follower."""
         for follower in self.followers:
@@ -131,7 +156,7 @@ class Channel:
 class Hub:
     """Every channel of this process."""
 
-    def __init__(self, store: Store, tail_bytes: int = TAIL_BYTES) -> None:
+    def __init__(self, store: Store, tail_bytes: int) -> None:
         self.store = store
         self.tail_bytes = tail_bytes
         self.channels: dict[str, Channel] = {}
@@ -158,7 +183,7 @@ class Hub:
         for link in self._links.values():
             await link.close()
 
-    def own(self, tag: str, keys: MessageKeys, head: int) -> Channel:
+    def own(self, tag: str, keys: MessageKeys, head: int, generation: bytes) -> Channel:
         """The channel of a message that this process generates from now on."""
         channel = self.channels.get(tag)
         if channel is None:
@@ -169,6 +194,7 @@ class Hub:
             channel.reset(head, False)
         elif channel.head != head:  # Redis lost what an earlier claim of ours had written
             channel.reset(head, False)
+        channel.belongs_to(generation)
         return channel
 
     def disown(self, tag: str) -> None:
@@ -353,8 +379,8 @@ class Hub:
         meanwhile only means that the answer was overtaken.
         """
         known = channel.head
-        head, state = await self.store.call(
-            channel.keys.record, "HMGET", channel.keys.record, "head", "state", seconds=CONFIRM_SECONDS
+        head, state, generation = await self.store.call(
+            channel.keys.record, "HMGET", channel.keys.record, "head", "state", "gen", seconds=CONFIRM_SECONDS
         )
         if channel.local or self.channels.get(channel.tag) is not channel:
             return
@@ -362,6 +388,9 @@ class Hub:
             self._gone(channel, None)
             return
         ended = has_ended(state)
+        if channel.generation and generation != channel.generation:
+            channel.reset(int(head), ended)
+        channel.belongs_to(generation)
         if int(head) < known or int(head) > channel.head or (ended and not channel.ended):
             channel.reset(int(head), ended)
         if channel.ended:

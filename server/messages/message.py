@@ -35,7 +35,7 @@ class Running:
     def __init__(self, claim: Claim, means: Means, reader: Reader) -> None:
         self.means = means
         self.life = Life(claim)
-        channel = means.hub.own(claim.tag, claim.keys, claim.head)
+        channel = means.hub.own(claim.tag, claim.keys, claim.head, claim.generation)
         self.answer = Answer(self.life, means, reader, channel, self._signalled)
         self.life.claim = replace(claim, standing_text=b"")  # it is counted; a large text must not stay in memory
         self.question = Question(self.life, means)

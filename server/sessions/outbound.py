@@ -41,6 +41,8 @@ FRAME_OVERHEAD: Final = 1024
 JOIN_OVERHEAD: Final = 6
 """What joining adds per frame at most: a comma; brackets or an array header (msgpack: up to five bytes) once."""
 ENCODED_KEPT: Final = 4
+NOWHERE: Final = 2**53
+"""A cursor beyond every head: what comes next is a snapshot."""
 PAGE_RETRY_SECONDS: Final = 0.25
 
 
@@ -52,7 +54,18 @@ def text_limit(max_frame_bytes: int) -> int:
 class Follow:
     """One message as this session follows it."""
 
-    __slots__ = ("channel", "cursor", "id", "page", "queued", "receipt_only", "snapshot", "tag", "wants_snapshot")
+    __slots__ = (
+        "channel",
+        "cursor",
+        "id",
+        "page",
+        "queued",
+        "receipt_only",
+        "snapshot",
+        "stale",
+        "tag",
+        "wants_snapshot",
+    )
 
     def __init__(self, message_id: str, tag: str, channel: Channel, cursor: int, receipt_only: bool) -> None:
         self.id = message_id
@@ -65,6 +78,8 @@ class Follow:
         self.snapshot: Frame | None = None
         """A part that waits to be sent."""
         self.wants_snapshot = False
+        self.stale = False
+        """Whether what is being read of it may belong to a claim that Redis has lost."""
         self.queued = False
 
 
@@ -140,6 +155,13 @@ class Outbound:
             follow.queued = True
             self._ready.append(follow)
             self.something.set()
+
+    def replaced(self, tag: str) -> None:
+        """Redis lost the message, and it was asked for anew (`Follower`): a snapshot replaces what the peer has."""
+        follow = self.follows.get(tag)
+        if follow is not None:
+            follow.cursor, follow.stale, follow.receipt_only = NOWHERE, True, False
+            self.wake(tag)
 
     def gone(self, tag: str, error: dict[str, Any] | None) -> None:
         """The message is no more (`Follower`): say so and stop following."""
@@ -325,7 +347,8 @@ class Outbound:
     async def _read_snapshot(self, follow: Follow) -> None:
         """Read part after part; a restart meanwhile begins anew."""
         channel, whole = follow.channel, False
-        while not whole:
+        while not whole or follow.stale:
+            whole = follow.stale = False
             record = await self.reader.record(channel.keys)
             if record is None:
                 follow.wants_snapshot = False

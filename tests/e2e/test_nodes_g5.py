@@ -21,6 +21,9 @@ SHARED_BYTES = 5_000_000
 SHARED_BOUND = 160 * MIB
 RECEIVE_BUFFER = 16_384
 
+Limits = dict[str, dict[str, int]]
+SMALL: Limits = {"messages": {"tail_bytes": 4_096}, "server": {"max_frame_bytes": 16_384}}
+"""A hub's tail and frames far smaller than what the messages bring between two looks."""
 LARGE = {"default": {"max_output_tokens": 1_000_000}}
 """A tier whose answers may be as long as these tests want them."""
 
@@ -82,16 +85,17 @@ async def test_g5_a_client_that_stops_reading_fifty_megabytes_costs_a_cursor(val
 
 
 @pytest.mark.slow
-async def test_g5_three_hundred_stalled_readers_share_ten_messages(valkey_url: str) -> None:
-    await _shared(valkey_url, 300)
+@pytest.mark.parametrize("limits", [{}, SMALL], ids=["default-limits", "small-limits"])
+async def test_g5_five_hundred_stalled_readers_share_ten_messages(valkey_url: str, limits: Limits) -> None:
+    await _shared(valkey_url, 500, limits)
 
 
 async def test_g5_a_hundred_stalled_readers_share_ten_messages(valkey_url: str) -> None:
-    await _shared(valkey_url, 100)
+    await _shared(valkey_url, 100, {})
 
 
-async def _shared(url: str, readers: int) -> None:
-    async with rig(url, 1, tiers=LARGE) as r, AsyncExitStack() as stack:
+async def _shared(url: str, readers: int, limits: Limits) -> None:
+    async with rig(url, 1, tiers=LARGE, **limits) as r, AsyncExitStack() as stack:
         node = r.nodes[0]
         sockets = [
             await stack.enter_async_context(wire(node.url, receive_buffer=RECEIVE_BUFFER)) for _ in range(readers)

@@ -188,7 +188,7 @@ class Bench:
 
     async def start(self, url: str) -> None:
         self.store = await Store.connect(url, scripts.ALL)
-        self.hub = Hub(self.store)
+        self.hub = Hub(self.store, 262_144)
         await self.hub.start(control_channel("n"))
         self.journal = Journal(self.store)
         self.reader = Reader(self.store)

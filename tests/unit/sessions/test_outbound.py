@@ -17,7 +17,14 @@ from protocol.codec import CODECS, JSON, MSGPACK, Codec
 from server.messages.events import ATTEMPT, END, TEXT, Entry, Event, pack, unpack
 from server.messages.hub import Channel
 from server.messages.reader import Reader, Record
-from server.sessions.outbound import CONTROL_BYTES, CONTROL_FRAMES, Outbound, error_frame, text_limit
+from server.sessions.outbound import (
+    CONTROL_BYTES,
+    CONTROL_FRAMES,
+    FRAME_OVERHEAD,
+    Outbound,
+    error_frame,
+    text_limit,
+)
 from server.store.keys import MessageKeys
 from server.store.link import StoreUnavailable
 from tests.wire import eventually
@@ -478,3 +485,61 @@ def test_a_late_reader_is_not_served_an_old_encoding() -> None:
     message.write([TEXT, "b"])
     assert [frame["text"] for frame in drain(one)] == ["b"]
     assert [(frame["after"], frame["text"]) for frame in drain(two)] == [(0, "ab")]
+
+
+# --- a message that Redis lost ---------------------------------------------------------------------------------------
+
+
+async def test_a_claim_made_anew_is_told_by_a_snapshot_though_the_cursor_fits() -> None:
+    log = Log()
+    out = Outbound(JSON, log, MAX)
+    message = Message(log)
+    message.channel.belongs_to(b"first")
+    message.followed_by(out)
+    message.write(attempt())
+    message.text(3)
+    assert drain(out)[-1]["seq"] == 4
+    message.channel.reset(0, False)
+    log.journals[message.keys].clear()
+    message.channel.belongs_to(b"second")
+    message.write(attempt())
+    text = message.text(5, size=4)  # the cursor, 4, is one of its events
+    message.write(DONE)
+    async with speaking(out):
+        found = await hear(out)
+    assert found[0]["type"] == "snapshot"
+    assert "".join(frame.get("text", "") for frame in found) == text
+
+
+async def test_a_snapshot_that_is_under_way_begins_anew_when_the_claim_is_another() -> None:
+    log = Log(page_bytes=50)
+    out = Outbound(JSON, log, FRAME_OVERHEAD + 6 * 20)
+    message = Message(log)
+    message.channel.belongs_to(b"first")
+    message.write(attempt())
+    message.text(12)
+    message.followed_by(out, cursor=99)
+    async with speaking(out):
+        assert drain(out) == []  # it asks for a snapshot
+        await eventually(lambda: out.follows[message.channel.tag].snapshot is not None)
+        assert [frame["last"] for frame in drain(out)] == [False]
+        message.channel.reset(0, False)
+        log.journals[message.keys].clear()
+        message.channel.belongs_to(b"second")
+        message.write(attempt())
+        text = message.text(3)
+        message.write(DONE)
+        found = await hear(out)
+    begins = max(i for i, frame in enumerate(found) if frame.get("part") == 1)
+    assert "".join(frame.get("text", "") for frame in found[begins:]) == text
+
+
+async def test_the_same_claim_is_no_reason_for_a_snapshot() -> None:
+    log = Log()
+    out = Outbound(JSON, log, MAX)
+    message = Message(log)
+    message.followed_by(out)
+    for _ in range(2):
+        message.channel.belongs_to(b"first")
+    message.write(attempt())
+    assert [frame["type"] for frame in drain(out)] == ["attempt"]
