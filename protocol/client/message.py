@@ -252,7 +252,6 @@ class ClientMessage:
 
     __slots__ = (
         "_asked_about",
-        "_asked_anew",
         "_assembly",
         "_earlier_end",
         "_gap_at",
@@ -267,6 +266,7 @@ class ClientMessage:
         "_transmitted",
         "_uncertain",
         "_visible",
+        "asked_anew",
         "attempt",
         "attempts",
         "cancel_requested",
@@ -310,6 +310,8 @@ class ClientMessage:
         """Rises whenever earlier output is withdrawn or replaced, so that a reader knows to start over."""
         self.resyncs = 0
         """How often this client had to ask again on an open connection; 0 on a healthy one."""
+        self.asked_anew = 0
+        """How often the server lost it, and it was asked for again."""
         self._visible = TextBuffer()
         self._reasoning: TextBuffer | None = None
         self._tool_calls: ToolCallBuffer | None = None
@@ -319,7 +321,6 @@ class ClientMessage:
         self._uncertain = False
         self._probed = False
         self._asked_about = (-1, -1)
-        self._asked_anew = 0
         self._made: str | None = None
         self._gap_at = -1
         self._gaps = 0

@@ -622,11 +622,11 @@ class ClientSession:
 
     def _ask_anew(self, message: ClientMessage, error: Map) -> list[Event]:
         """The server lost a message that it had accepted: ask for it again, if it was this client that asked."""
-        if message.request is None or message._asked_anew >= MAX_ASKED_ANEW:
+        if message.request is None or message.asked_anew >= MAX_ASKED_ANEW:
             return self._fail_here(message, Trigger.LOSE, error)
         if message.cancel_requested:
             return self._ask_again(message)
-        message._asked_anew += 1
+        message.asked_anew += 1
         message.resyncs += 1
         message.move(Trigger.ASK_ANEW)
         message._transmitted, message._probed, message._pong_mark, message._made = False, False, None, None

@@ -23,6 +23,7 @@ from server.messages.claim import Claim
 from server.messages.conversations import Place
 from server.messages.finalize import finalize, gather
 from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
+from server.messages.life import until_redis_answers
 from server.messages.means import Means
 from server.messages.message import Running
 from server.messages.reader import Reader
@@ -32,7 +33,6 @@ from server.messages.tally import lost_record, used_by
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, hold_id, open_set, user_tag
-from server.store.link import StoreError
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
@@ -233,13 +233,7 @@ class Keeper:
 
     async def stubbornly(self, step: Callable[[], Awaitable[Any]]) -> None:
         """Repeat an idempotent step until Redis has done it."""
-        while True:
-            try:
-                await step()
-                return
-            except (StoreError, TimeoutError) as error:
-                log.debug("step_repeated", error=str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+        await until_redis_answers(step, RETRY_SECONDS)
 
     # --- adopting -------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, NoReturn, TypeVar
 
+import structlog
+
 from protocol.errors import ProtocolError
 from server.messages.claim import Claim
 from server.messages.state import Happening, State, after
 from server.store.link import StoreError
+
+log = structlog.get_logger("messages")
 
 T = TypeVar("T")
 
@@ -110,5 +114,6 @@ async def until_redis_answers(step: Callable[[], Awaitable[T]], again_seconds: f
     while True:
         try:
             return await step()
-        except (StoreError, TimeoutError):
+        except (StoreError, TimeoutError) as error:
+            log.debug("step_repeated", error=str(error))
             await asyncio.sleep(again_seconds)

@@ -6,14 +6,17 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from protocol.client.aio import connect
 from server.messages.events import unpack
 from server.store.keys import MessageKeys, message_tag
 from tests.integration.test_main_job import Place, place, whole
 from tests.nodes import running_node, settings_for
-from tests.wire import Frame, Wire, wire
+from tests.upstreams.script import expected_text
+from tests.wire import Frame, Wire, eventually, wire
 
 LOSE = """
 -- Forget the newest entries of a journal (ARGV[1] of them) and what the record says of them.
@@ -115,3 +118,26 @@ async def test_a_lost_attempt_is_no_gap_to_be_filled(valkey_url: str, server: An
             await both.execute()
         whole(await client.ended("m"), messages)
         assert calls(here) == 2
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_lost_claim_is_asked_for_again_by_the_client_library(
+    valkey_url: str, server: Any, elsewhere: bool
+) -> None:
+    """The text begins anew; the message is generated twice, as nobody can know of the first time, and paid once."""
+    async with place(valkey_url) as here, running_node(settings_for(valkey_url, here.upstream.url)) as other:
+        node = other if elsewhere else here.node
+        messages = [{"role": "user", "content": "script tokens=120 rate=80"}]
+        async with connect(node.url) as asking, connect(here.node.url) as following:
+            message = asking.ask(id="m", messages=messages)
+            await eventually(lambda: message.view.cursor > 20)
+            followed = following.resume("m")
+            await eventually(lambda: followed.view.cursor > 20)
+            keys = here.keys("m")
+            await server.delete(keys.record, keys.journal)
+            assert (await message.done()).text == expected_text(messages, "scripted")
+            assert message.view.asked_anew == 1
+            assert [a.attempt for a in message.view.attempts] == [1, 1]
+        assert calls(here) == 2
+        records = msgpack.unpackb(await server.hget(keys.record, "records"))
+        assert [(r["attempt"], r["payer"], r["outcome"]) for r in records] == [(1, "user", "done")]
