@@ -29,7 +29,7 @@ from server.messages.message import Running
 from server.messages.reader import Reader
 from server.messages.scripts import RELEASE, TAKEOVER
 from server.messages.state import has_ended
-from server.messages.tally import lost_record, used_by
+from server.messages.tally import lost_record, used_by, withdrawn
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, hold_id, open_set, user_tag
@@ -290,14 +290,14 @@ class Keeper:
         records = list(msgpack.unpackb(fields["records"])) if fields.get("records") else []
         standing = await gather(self.reader, keys, int(fields.get("base", 0))) if head else None
         text = b"".join(standing.text) if standing else b""
+        since, run = standing.attempt if standing else 0, int(fields["run"])
+        records = [withdrawn(record, run) if record["attempt"] < since else record for record in records]
         told = {record["attempt"] for record in records}
         for number in range(1, made + 1):
             description = fields.get(f"attempt:{number}")
             if number not in told and description is not None:
                 records.append(
-                    lost_record(
-                        number, msgpack.unpackb(description), len(text) if number == made else 0, int(fields["run"])
-                    )
+                    lost_record(number, msgpack.unpackb(description), len(text) if number == made else 0, run)
                 )
         log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
         return Claim(
@@ -306,7 +306,7 @@ class Keeper:
             keys=keys,
             fence=fields["fence"],
             generation=fields["gen"],
-            run=int(fields["run"]),
+            run=run,
             request=asked.unpack(fields["req"]),
             user_tag=_user_of(fields),
             payer=_payer_of(fields),

@@ -236,6 +236,8 @@ class Standing:
         self.text: list[bytes] = []
         self.reasoning: list[bytes] = []
         self.calls: list[dict[str, Any]] = []
+        self.attempt = 0
+        """The attempt that it stands since: what those before it said was dropped."""
 
     def add(self, event: Event) -> None:
         """Take one event of the log."""
@@ -248,3 +250,4 @@ class Standing:
             merge_calls(self.calls, body)
         elif kind == ATTEMPT and body["mode"] != "continue":
             self.text, self.reasoning, self.calls = [], [], []
+            self.attempt = body["attempt"]

@@ -173,7 +173,8 @@ async def test_a_temporary_failure_is_reopened_once_by_its_seq(board: Board) -> 
     assert new_fence.startswith(b"2:")
     record = await board.record()
     assert (record["state"], record["run"], record["fence"].encode()) == ("admitting", "2", new_fence)
-    assert not {"end", "records", "retry", "cancel", "standing"} & record.keys()
+    assert not {"end", "retry", "cancel", "standing"} & record.keys()
+    assert record["records"] == "RECORDS"  # should the new owner die, another must still know what was billed
     assert await board.client.ttl(board.keys.journal) == -1  # a running message is never trimmed
     assert not await board.client.exists(board.keys.standing)
     assert await board.append(fence, 2, 3, [T2]) == -1  # the old owner cannot write any more

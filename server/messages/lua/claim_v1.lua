@@ -33,7 +33,7 @@ if ARGV[3] ~= '' and have[2] == 'failed' and have[7] == '1' and have[3] == ARGV[
   local counter = tonumber(string.match(have[6], '^(%d+):')) + 1
   local fence = string.format('%d:%s:%s', counter, ARGV[5], ARGV[6])
   redis.call('HSET', KEYS[1], 'state', 'admitting', 'owner', ARGV[5], 'fence', fence, 'run', tonumber(have[8]) + 1)
-  redis.call('HDEL', KEYS[1], 'end', 'records', 'retry', 'cancel', 'standing')
+  redis.call('HDEL', KEYS[1], 'end', 'retry', 'cancel', 'standing')
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   redis.call('PERSIST', KEYS[2])
   redis.call('DEL', KEYS[3])
