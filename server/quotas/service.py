@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -206,7 +205,7 @@ class Quotas:
 
     async def view(self, payer: Payer) -> Rows:
         """The `limits` of a user as they stand; empty if Redis does not answer."""
-        limits, _ = await self._view(payer)
+        limits, _ = await self.standing(payer)
         return limits
 
     async def recent(self, payer: Payer) -> Rows:
@@ -216,7 +215,8 @@ class Quotas:
             return limits
         return await self.view(payer)
 
-    async def _view(self, payer: Payer) -> tuple[Rows, int]:
+    async def standing(self, payer: Payer) -> tuple[Rows, int]:
+        """As `view`, and when they stood so, in microseconds of the tag's clock; 0 if Redis does not answer."""
         policy, tag = self.policies.of(payer), quota_tag(payer.tenant)
         keys = [quota_clock(tag), *_owner_keys(tag, payer, policy)]
         try:
@@ -254,13 +254,17 @@ class Quotas:
             self.say(figures.payer, _rows(policy, figures.at_us, figures.numbers), figures.at_us)
 
     async def _look_again(self) -> None:
-        """Tell of what may have been missed, one user after the other: all of them are unsure after a failover."""
+        """Tell of what may have been missed as soon as Redis answers; one user after the other, for after a failover
+        all of them are unsure."""
         try:
             while self._unsure:
                 payer = self._unsure.pop(next(iter(self._unsure)))
-                limits, at_us = await self._view(payer)
-                if limits:
+                limits, at_us = await self.standing(payer)
+                if at_us:
                     self.say(payer, limits, at_us)
+                else:
+                    self._unsure.setdefault(payer.user, payer)
+                    await asyncio.sleep(RETRY_SECONDS)
         finally:
             self._looking = False
 
@@ -283,7 +287,7 @@ class Quotas:
 
     def _take_share(self, policy: Policy, hold: Hold) -> None:
         """Take from this node's share of every bucket, or from none. Raises `quota_exceeded`."""
-        now, nodes = round(time.monotonic() * MICRO), max(1, self._nodes())
+        now, nodes = round(asyncio.get_running_loop().time() * MICRO), max(1, self._nodes())
         taken: dict[str, Bucket] = {}
         for owner, limits, prefix in zip(_owners(hold.payer), policy.owners, PREFIXES, strict=False):
             slots = limits.concurrent_messages

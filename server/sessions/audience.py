@@ -41,7 +41,7 @@ class Source(Protocol):
 
     def channel(self, payer: Payer) -> bytes: ...  # noqa: D102
     def heard(self, payer: Payer, data: bytes) -> None: ...  # noqa: D102
-    async def view(self, payer: Payer) -> list[dict[str, Any]]: ...  # noqa: D102
+    async def standing(self, payer: Payer) -> tuple[list[dict[str, Any]], int]: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -50,9 +50,8 @@ class _Crowd:
 
     channel: bytes
     tuned: asyncio.Future[None]
-    sessions: set[Listener] = field(default_factory=set)
-    at_us: int = 0
-    """When the figures stood that they were told last."""
+    sessions: dict[Listener, int] = field(default_factory=dict)
+    """Session → when the figures stood that it was told last, in microseconds."""
 
 
 class Audience:
@@ -71,30 +70,36 @@ class Audience:
             channel = self._source.channel(payer)
             tuned = self._radio.listen(channel, lambda data: self._source.heard(payer, data))
             crowd = self._crowds[payer.user] = _Crowd(channel, tuned)
-        crowd.sessions.add(session)
+        crowd.sessions.setdefault(session, 0)
 
     def leave(self, user: str, session: Listener) -> None:
         """The session has ended."""
         crowd = self._crowds.get(user)
         if crowd is None:
             return
-        crowd.sessions.discard(session)
+        crowd.sessions.pop(session, None)
         if not crowd.sessions:
             del self._crowds[user]
             self._radio.unlisten(crowd.channel)
 
-    async def limits(self, payer: Payer) -> list[dict[str, Any]]:
-        """What is left now, for a session that has joined: every later change it will be told."""
-        crowd = self._crowds.get(payer.user)
-        if crowd is not None and not crowd.tuned.done():
+    async def limits(self, payer: Payer, session: Listener) -> list[dict[str, Any]]:
+        """What is left now, for a session that has joined: of every later change it will be told."""
+        crowd = self._crowds[payer.user]
+        if not crowd.tuned.done():
             await asyncio.wait([crowd.tuned], timeout=TUNE_SECONDS)
-        return await self._source.view(payer)
+        limits, at_us = await self._source.standing(payer)
+        if not at_us:
+            self._source.heard(payer, b"")  # to be told as soon as Redis answers
+        elif session in crowd.sessions:
+            crowd.sessions[session] = max(crowd.sessions[session], at_us)
+        return limits
 
     def tell(self, payer: Payer, limits: list[dict[str, Any]], at_us: int) -> None:
-        """Tell every session of the user, unless they know better: two nodes' words may overtake each other."""
+        """Tell every session of the user that does not know better: two nodes' words may overtake each other."""
         crowd = self._crowds.get(payer.user)
-        if crowd is None or 0 < crowd.at_us - at_us < ORDER_US:
+        if crowd is None:
             return
-        crowd.at_us = at_us
-        for session in crowd.sessions:
-            session.tell_limits(limits)
+        for session, known_us in crowd.sessions.items():
+            if not 0 < known_us - at_us < ORDER_US:
+                crowd.sessions[session] = at_us
+                session.tell_limits(limits)

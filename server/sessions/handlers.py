@@ -42,7 +42,7 @@ async def hello(session: Session, frame: Hello) -> None:
     active, found, limits = await asyncio.gather(
         session.messages.active(who),
         asyncio.gather(*(_find(session, point) for point in frame.resume)),
-        session.means.audience.limits(payer_of(who)),
+        session.means.audience.limits(payer_of(who), session),
     )
     known = [message for message in found if isinstance(message, Found)]
     welcome: dict[str, Any] = {

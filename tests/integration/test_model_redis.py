@@ -32,6 +32,14 @@ ends = st.one_of(ids, ids.map(lambda i: b"(" + i), st.sampled_from([b"-", b"+", 
 far = st.sampled_from([b"1000000", b"2000000", b"0", b"-5", b"x", b"9223372036854775807"])
 numbers = st.one_of(st.integers(-12, 12).map(lambda n: b"%d" % n), st.sampled_from([b"x", b"1.0", b"+1", b" 1"]))
 pairs = st.lists(st.tuples(fields, values), min_size=1, max_size=3).map(lambda p: [x for pair in p for x in pair])
+scores = st.one_of(
+    st.integers(-3, 3).map(lambda n: b"%d" % n),
+    st.sampled_from([b"1.5", b"-inf", b"+inf", b"inf", b"nan", b"x", b"", b" 1", b"1e3", b"1_0", b"1700000000000000"]),
+)
+scored = st.lists(st.tuples(scores, st.sampled_from([b"m", b"n", b"o"])), min_size=1, max_size=3).map(
+    lambda p: [x for pair in p for x in pair]
+)
+bounds = st.one_of(scores, scores.map(lambda score: b"(" + score))
 in_any_case = st.sampled_from([b"HSET", b"hset", b"HsEt"])
 
 
@@ -76,6 +84,11 @@ commands = st.one_of(
     _with(b"SISMEMBER", keys, st.sampled_from([b"m", b"q"])),
     _with(b"SMISMEMBER", keys, members),
     _with(b"SCARD", keys),
+    _with(b"ZADD", keys, scored),
+    _with(b"ZADD", keys, scores),
+    _with(b"ZREM", keys, members),
+    _with(b"ZCARD", keys),
+    _with(b"ZRANGEBYSCORE", keys, bounds, bounds),
     _with(b"XADD", keys, ids, pairs),
     _with(b"XADD", keys, st.just(b"NOMKSTREAM"), ids, pairs),
     _with(b"XADD", keys, ids, st.lists(values, max_size=3)),

@@ -1,4 +1,4 @@
-"""What must hold (G1 to G5), judged from outside: by what Redis ran, what the upstream logged, what clients saw.
+"""What must hold (G1 to G5; G6: `books`), judged from outside: what Redis ran, the upstream logged, and clients saw.
 
 The `Truth` of a message is kept by watching the modelled Redis run the append script; nothing the nodes say about
 themselves is believed. Where Redis loses writes the truth forks: what was seen before may have come from the fork that
@@ -15,6 +15,7 @@ import msgpack
 
 from protocol.client.message import MessageState
 from server.messages import scripts
+from tests.simulation.books import NAMES, Books
 from tests.simulation.loop import Host
 from tests.simulation.redis import ReplyError, Stream
 from tests.simulation.upstream import Called
@@ -139,8 +140,10 @@ class Check:
         self.orphans: list[tuple[Truth, float, str]] = []
         """(message, when its owner died, that owner)."""
         self.rescued: dict[tuple[str, str], float] = {}
+        limits = world.schedule.limits
+        self.books = None if limits is None else Books(self, limits.lease_seconds, limits.outage == "local")
         self._parts: dict[tuple[int, str], list[str]] = {}
-        self._names = {script.sha: script.name.partition("_v")[0] for script in scripts.ALL}
+        self._names = {script.sha: script.name.partition("_v")[0] for script in scripts.ALL} | NAMES
         self._watches = {
             "claim": self._claimed,
             "append": self._appended,
@@ -179,6 +182,8 @@ class Check:
         if watch is not None:
             keys = command[3 : 3 + command[2]]
             watch(host, keys, command[3 + command[2] :], reply)
+        elif self.books is not None and command[1] in NAMES:
+            self.books.ran(host, script, command[3 : 3 + command[2]], command[3 + command[2] :], reply)
 
     def _record(self, key: bytes) -> dict[bytes, bytes]:
         found = self.world.server.space.data.get(key)
@@ -290,6 +295,8 @@ class Check:
     def lost(self) -> None:
         """Redis lost writes: the histories fork."""
         self.losses += 1
+        if self.books is not None:
+            self.books.lost()
         space = self.world.server.space
         for truth in self.truths.values():
             journal = space.data.get(truth.record[:-1] + b"j")
@@ -438,6 +445,8 @@ class Check:
             self._ended_well(truth)
         for client in self.world.clients:
             self._client_ended_well(client)
+        if self.books is not None:
+            self.books.finally_()
 
     def _ended_well(self, truth: Truth) -> None:
         record = self._record(truth.record)

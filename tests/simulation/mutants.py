@@ -19,7 +19,7 @@ from server.messages.keeper import Keeper
 from server.messages.ownership import Observer
 from server.messages.service import Messages
 from server.sessions.outbound import Follow, Outbound
-from server.store.keys import MessageKeys
+from server.store.keys import MessageKeys, hold_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class Mutant:
     means: str
     """What is wrong with it."""
     edits: tuple[tuple[bytes, bytes, bytes], ...] = ()
-    """(first line of the script begins with, text, its replacement)."""
+    """(how the script's own description begins, text, its replacement)."""
     methods: tuple[tuple[type, str, Any], ...] = ()
     edited: set[bytes] = field(default_factory=set, compare=False)
 
     def edit_script(self, source: bytes) -> bytes:
         """The script as this variant has it."""
         for begins, old, new in self.edits:
-            if source.startswith(begins):
+            if begins in source:
                 assert old in source, f"mutant {self.name}: the script has no {old!r} any more"
                 source = source.replace(old, new)
         return source
@@ -60,6 +60,9 @@ _CLAIM: Final = b"-- Create a message"
 _TAKEOVER: Final = b"-- Become the owner"
 _FINALIZE: Final = b"-- Keep what stands"
 _START: Final = b"-- Allocate an attempt"
+_QUOTAS: Final = b"-- What the quota scripts share"
+_RESERVE: Final = b"-- Reserve in all of"
+_SETTLE: Final = b"-- Replace a hold by"
 _take: Final = Outbox.take
 _command: Final = Outbox.command
 _claim: Final = Messages._claim
@@ -150,6 +153,13 @@ def _never_interrupted(self: Observer) -> None:
 
 async def _adopted_in_spite_of_a_stop(self: Keeper, tag: str, keys: MessageKeys, fields: Any) -> Claim:
     return replace(await _adopted(self, tag, keys, fields), cancelled=False)
+
+
+def _hold_of_the_owner(self: Claim) -> str:
+    return hold_id(self.tag, self.generation + self.fence.rpartition(b":")[0], self.run)
+
+
+_TAKE_A_REQUEST: Final = b"  for _, o in ipairs(owners) do if o.r and fresh then o.r = o.r - 1 save(o) end end\n"
 
 
 def _silent_beyond_the_head(self: Outbound, follow: Follow) -> bytes | None:
@@ -251,6 +261,52 @@ MUTANTS: Final = (
         "fence-not-unique",
         "a claim granted anew has the fence of the one that was lost",
         ((_CLAIM, b"'1:' .. ARGV[5] .. ':' .. ARGV[6]", b"'1:' .. ARGV[5]"),),
+    ),
+    Mutant(
+        "refilled-twice",
+        "a bucket forgets until when it was refilled",
+        ((_QUOTAS, b"  o.at = now\n", b"  o.at = tonumber(have[5]) or now\n"),),
+    ),
+    Mutant(
+        "settled-twice",
+        "a settlement that is repeated is done again",
+        ((_SETTLE, b"have[2] and 'again' or have[1]", b"have[1]"),),
+    ),
+    Mutant(
+        "hold-of-each-owner",
+        "who takes a message over reserves anew",
+        (),
+        _methods((Claim, "hold", property(_hold_of_the_owner))),
+    ),
+    Mutant(
+        "refusal-takes",
+        "a refusal costs a request",
+        ((_RESERVE, b"  verdict = 'refused'\n", b"  verdict = 'refused'\n" + _TAKE_A_REQUEST),),
+    ),
+    Mutant(
+        "slots-for-ever",
+        "leases that are over are not swept",
+        ((_QUOTAS, b"in ipairs(over) do", b"in ipairs({}) do"),),
+    ),
+    Mutant(
+        "thaw-frees-slots",
+        "time in which nobody could renew counts against the leases",
+        ((_QUOTAS, b"elseif now - seen > lease / 2 then", b"elseif false then"),),
+    ),
+    Mutant(
+        "clock-runs-back",
+        "a bucket believes a clock that was set back, and refills twice",
+        ((_QUOTAS, b"if now < seen then", b"if false then"),),
+    ),
+    Mutant(
+        "one-slot-too-many",
+        "the last slot is granted twice",
+        ((_RESERVE, b"redis.call('ZCARD', o.leases) >= o.slots", b"redis.call('ZCARD', o.leases) > o.slots"),),
+    ),
+    Mutant(
+        "bill-forgotten-at-reopening",
+        "a reopened message forgets what its earlier runs were billed",
+        ((_CLAIM, b"'HDEL', KEYS[1], 'end', ", b"'HDEL', KEYS[1], 'end', 'records', "),),
     ),
 )
 """All of them."""

@@ -70,7 +70,9 @@ class SimServer:
         self.loop = loop
         self.delays = delays
         self.chance = chance
-        self.space = Keyspace(lambda: EPOCH + loop.now, keep_undo)
+        self.skew = 0.0
+        """By how much its clock is ahead, in seconds."""
+        self.space = Keyspace(lambda: EPOCH + loop.now + self.skew, keep_undo)
         self.space.on_publish = self._publish
         self.frozen = False
         self.down = False

@@ -192,7 +192,7 @@ class Keyspace:
         self.kinds[key] = kind
 
     def container(self, key: bytes, kind: str) -> Any:
-        """The hash, set or stream under `key`, to be changed; a new one if there is none."""
+        """The hash, set, sorted set or stream under `key`, to be changed; a new one if there is none."""
         value = self.get(key, kind)
         self.touch(key)
         if value is None:
@@ -578,6 +578,62 @@ def _smismember(space: Keyspace, args: Sequence[bytes]) -> Any:
 @command("SCARD", 2)
 def _scard(space: Keyspace, args: Sequence[bytes]) -> Any:
     return len(space.get(args[1], "set") or {})
+
+
+# --- sorted sets ---
+
+
+def _score(data: bytes, error: str) -> float:
+    """A finite or infinite number. Raises `ReplyError`."""
+    try:
+        value = float(data)
+    except ValueError:
+        raise ReplyError(error) from None
+    if value != value or data != data.strip() or b"_" in data:
+        raise ReplyError(error)
+    return value
+
+
+@command("ZADD", 4, NO_MOST, writes=True)
+def _zadd(space: Keyspace, args: Sequence[bytes]) -> Any:
+    if len(args) % 2:
+        raise ReplyError(SYNTAX)
+    pairs = [
+        (args[index + 1], _score(args[index], "ERR value is not a valid float")) for index in range(2, len(args), 2)
+    ]
+    found = space.container(args[1], "zset")
+    before = len(found)
+    found.update(pairs)
+    return len(found) - before
+
+
+@command("ZREM", 3, NO_MOST, writes=True)
+def _zrem(space: Keyspace, args: Sequence[bytes]) -> Any:
+    return _remove(space, args, "zset")
+
+
+@command("ZCARD", 2)
+def _zcard(space: Keyspace, args: Sequence[bytes]) -> Any:
+    return len(space.get(args[1], "zset") or {})
+
+
+@command("ZRANGEBYSCORE", 4)
+def _zrangebyscore(space: Keyspace, args: Sequence[bytes]) -> Any:
+    (low, over_low), (high, under_high) = (_end_of_scores(end) for end in args[2:])
+    found = space.get(args[1], "zset") or {}
+    within = [
+        (score, member)
+        for member, score in found.items()
+        if (low < score if over_low else low <= score) and (score < high if under_high else score <= high)
+    ]
+    return [member for _, member in sorted(within)]
+
+
+def _end_of_scores(data: bytes) -> tuple[float, bool]:
+    """One end of a range of scores, and whether it is exclusive."""
+    exclusive = data.startswith(b"(")
+    number = data[1:] if exclusive else data
+    return _score(number or b"0", "ERR min or max is not a float"), exclusive  # as C's strtod takes it
 
 
 # --- streams ---

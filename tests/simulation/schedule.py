@@ -6,9 +6,27 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from tests.simulation.upstream import Speech
+from server.messages.request import most_input
+from tests.simulation.upstream import Speech, request
 
 FAULTS_END_SECONDS: Final = 45.0
+LIMITED: Final = 1 / 3
+"""Share of the worlds that have quotas; the others are as they would be without."""
+OUTPUT_TOKENS: Final = 40
+"""Cap of the output, and with the bound of the input the size of a reservation."""
+RESERVATION: Final = most_input(request("m0")) + OUTPUT_TOKENS
+Four = tuple[int | None, int | None, int | None, int | None]
+"""Tokens a minute, requests a minute, messages at once, nano-dollars a month."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimLimits:
+    """The quotas of a world."""
+
+    owners: tuple[Four, ...]
+    """Every user's, and the tenant's if it has any."""
+    outage: str
+    lease_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,7 @@ class Schedule:
     lost_frames: float
     """Share of journaled frames that vanish on the way to a client, as no TCP would: the client has to notice."""
     steps: tuple[Step, ...]
+    limits: SimLimits | None = None
 
     def without(self, index: int) -> Schedule:
         """The same world where step `index` does not happen."""
@@ -57,6 +76,8 @@ class Schedule:
             f"seed {self.seed}: {self.nodes} nodes, {self.clients} clients, {len(self.speeches)} messages,"
             f" takeover after {self.takeover_seconds} s, {self.on_midstream}"
         )
+        if self.limits is not None:
+            head += f", {self.limits}"
         return "\n".join([head, *map(str, self.steps)])
 
 
@@ -90,7 +111,32 @@ def draw(seed: int) -> Schedule:
     steps = _wishes(chance, schedule)
     if flavour > 0.12:
         steps += _faults(chance, schedule)
-    return replace(schedule, steps=tuple(sorted(steps, key=lambda step: step.at)))
+    limits, more = _limits(seed)
+    return replace(schedule, steps=tuple(sorted(steps + more, key=lambda step: step.at)), limits=limits)
+
+
+def _limits(seed: int) -> tuple[SimLimits | None, list[Step]]:
+    """Quotas, and what befalls Redis' clock. Drawn apart, so that worlds without them stay what they were.
+
+    Waits are short, for a refused client asks until it is let in; only money is never refused: months are long.
+    """
+    chance = random.Random(f"limits {seed}")
+    if chance.random() >= LIMITED:
+        return None, []
+    sizes = (None, round(RESERVATION * 2.2), RESERVATION * 4, RESERVATION * 10)
+    user: Four = (
+        chance.choice(sizes[1:]),
+        chance.choice((None, None, 4, 1000)),
+        chance.choice((None, 1, 2, 100)),
+        chance.choice((None, 10**15)),
+    )
+    tenant: Four = (chance.choice(sizes), None, chance.choice((None, 2)), chance.choice((None, 10**15)))
+    owners = (user,) if chance.random() < 0.5 or tenant == (None,) * 4 else (user, tenant)
+    steps = []
+    if chance.random() < 0.3:
+        steps.append(Step(chance.uniform(0.05, 2.5), "clock", (chance.choice((-20.0, -3.0, -0.5)),)))
+    outage = chance.choice(("refuse", "refuse", "local"))
+    return SimLimits(owners, outage, chance.choice((2.0, 5.0, 30.0))), steps
 
 
 def _speech(chance: random.Random) -> Speech:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 from protocol.client.message import ClientMessage
@@ -16,6 +17,7 @@ from server.access import scopes
 from server.access.identity import Principal
 from server.access.limits import ConnectionLimits
 from server.config.sections import ServerSettings
+from server.ledger.cost import Price
 from server.messages import scripts
 from server.messages.conversations import Conversations
 from server.messages.hub import Hub
@@ -25,7 +27,10 @@ from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.quotas import scripts as quota_scripts
 from server.quotas.base import Payer
+from server.quotas.limits import Limits, Policy
+from server.quotas.service import Quotas
 from server.routing.attempts import Route
 from server.sessions import handlers as _handlers  # noqa: F401 - fills the table of handlers
 from server.sessions.actor import Session, SessionLimits, SessionMeans
@@ -34,14 +39,14 @@ from server.sessions.outbound import Outbound
 from server.store.keys import control_channel
 from server.store.link import Address, StoreError
 from server.store.replicas import Replicas
-from server.store.store import Store
+from server.store.store import Script, Store
 from server.store.topology import SingleTopology
 from tests.permissive import NoQuota, OpenGate
 from tests.simulation.check import BOGUS, Check, Violation
 from tests.simulation.clients import SimClient
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
 from tests.simulation.network import Delays, SimLink, SimServer, SimSocket
-from tests.simulation.schedule import Schedule
+from tests.simulation.schedule import OUTPUT_TOKENS, Schedule
 from tests.simulation.upstream import SimDriver, Upstream
 
 QUIET_SECONDS: Final = 60.0
@@ -50,9 +55,10 @@ LOOK_SECONDS: Final = 0.2
 MAX_FRAME_BYTES: Final = 2_048
 """A small limit, so that snapshots come in parts."""
 TARGETS: Final = ("near", "far")
+PRICE: Final = Price(Decimal(1), Decimal(2))
 BEYOND: Final = 7
 _SETTINGS: Final = ServerSettings(frames_per_second=1_000_000)
-OWNERS: Final = ("hub:", "messages:", "journal:", "ownership:", "store:", "n")
+OWNERS: Final = ("hub:", "messages:", "journal:", "ownership:", "quotas:", "store:", "n")
 """Names of those whose tasks may not die of an exception."""
 LIMITS: Final = SessionLimits(_SETTINGS, ConnectionLimits(_SETTINGS))
 
@@ -62,6 +68,18 @@ class NoMetrics:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args: None
+
+
+class SimPolicies:
+    """The same for everybody (`server.quotas.limits.Policies`)."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.route_output: dict[str, int | None] = {}
+
+    def of(self, payer: Payer) -> Policy:
+        """See `Policies`."""
+        return self.policy
 
 
 class Silence:
@@ -75,8 +93,8 @@ class Silence:
     def heard(self, payer: Payer, data: bytes) -> None:
         pass
 
-    async def view(self, payer: Payer) -> list[dict[str, Any]]:
-        return []
+    async def standing(self, payer: Payer) -> tuple[list[dict[str, Any]], int]:
+        return [], 0
 
     def listen(self, name: bytes, heard: Callable[[bytes], None]) -> asyncio.Future[None]:
         confirmed = asyncio.get_running_loop().create_future()
@@ -118,6 +136,9 @@ class SimNode:
         self.inside = world.loop.context_of(self.host)
         self.links: list[SimLink] = []
         self.sessions: dict[SimSocket, Session] = {}
+        self.quotas: Quotas | None = None
+        """Where the world has limits."""
+        self.audience: Audience | None = None
         self.ready = False
         self.left = False
         """It said goodbye: its messages may be taken at once."""
@@ -131,12 +152,31 @@ class SimNode:
         self.links.append(link)
         return link
 
+    @property
+    def _scripts(self) -> Sequence[Script]:
+        return scripts.ALL if self.world.schedule.limits is None else (*scripts.ALL, *quota_scripts.ALL)
+
+    @property
+    def _price(self) -> Price | None:
+        return None if self.world.schedule.limits is None else PRICE
+
+    def _quotas(self, store: Store) -> Quotas | None:
+        limits = self.world.schedule.limits
+        if limits is None:
+            return None
+        policies = SimPolicies(Policy(tuple(Limits(*four) for four in limits.owners), OUTPUT_TOKENS, limits.outage))  # type: ignore[arg-type]
+        quotas = Quotas(
+            store, policies, NoMetrics(), 7200.0, self.id, lambda: self.ownership.others + 1, limits.lease_seconds
+        )  # type: ignore[arg-type]
+        quotas.start()
+        return quotas
+
     async def _boot(self) -> None:
         world = self.world
         schedule = world.schedule
         while True:
             try:
-                store = Store(SingleTopology(Address()), scripts.ALL, make_link=self._link)  # type: ignore[arg-type]
+                store = Store(SingleTopology(Address()), self._scripts, make_link=self._link)  # type: ignore[arg-type]
                 await store.start()
                 break
             except StoreError:
@@ -144,12 +184,13 @@ class SimNode:
         hub = Hub(store, schedule.tail_bytes)
         await hub.start(control_channel(self.id))
         reader = Reader(store)
+        self.quotas = self._quotas(store)
         means = Means(
             store=store,
             journal=Journal(store),
             hub=hub,
             targets={
-                name: Target(name, f"model-{name}", SimDriver(world.upstream, name, self.id), None, True)
+                name: Target(name, f"model-{name}", SimDriver(world.upstream, name, self.id), self._price, True)
                 for name in TARGETS
             },
             routes={"default": Route("default", TARGETS, schedule.on_midstream, frozenset(TARGETS))},  # type: ignore[arg-type]
@@ -158,7 +199,7 @@ class SimNode:
             max_bytes=1_000_000,
             replicas=Replicas(store),
             gate=OpenGate(),
-            quotas=NoQuota(),
+            quotas=self.quotas or NoQuota(),
             conversations=Conversations(store, hub, reader, {}, 3600.0, 3600.0),
         )
         chance = random.Random(f"{schedule.seed} {self.id}")
@@ -173,7 +214,7 @@ class SimNode:
                 break
             except (StoreError, TimeoutError):
                 await asyncio.sleep(0.1)
-        audience = Audience(Silence(), Silence())
+        self.audience = audience = Audience(Silence(), Silence()) if self.quotas is None else Audience(hub, self.quotas)
         self.means = SessionMeans(self.messages, Door(), NoMetrics(), MAX_FRAME_BYTES, audience)  # type: ignore[arg-type]
         self.ready = True
         world.note(self.id, "ready")
@@ -357,7 +398,8 @@ class World:
         truth = self.check.by_id.get(f"m{message}")
         prober = self.clients[client]
         self.probed.add((client, f"m{message}"))
-        if truth is not None and not self.faulty and f"m{message}" not in prober.session.messages:
+        taken = truth is not None and self.schedule.limits is None  # where none refuses it, it is taken for good
+        if taken and not self.faulty and f"m{message}" not in prober.session.messages:
             prober.probe(f"m{message}")
 
     def step_cut_client(self, client: int, noticed_after: float) -> None:
@@ -402,6 +444,9 @@ class World:
         self.server.crash(lost)
         self.later(down_seconds, self.server.restart)
 
+    def step_clock(self, seconds: float) -> None:
+        self.server.skew += seconds
+
     def step_leave(self, number: int, patience: float) -> None:
         node = self.nodes[number]
         if node.ready and not node.host.dead and not node.left and len(self.nodes) > 1:
@@ -426,9 +471,13 @@ class World:
             self.later(step.at, self._step, step)
         self._until("come to an end", self._is_over)
         self._late_readers()
-        self._until("be told to late readers", lambda: not any(client.unsettled() for client in self.clients))
+        self._until("be told to late readers", lambda: not self._untold())
         self.check.finally_()
         self._raise()
+
+    def _untold(self) -> bool:
+        books = self.check.books
+        return any(client.unsettled() for client in self.clients) or (books is not None and bool(books.untold()))
 
     def _step(self, step: Any) -> None:
         self.note("world", step)
@@ -486,6 +535,9 @@ class World:
             record = self.check._record(truth.record)
             if record and b"standing" not in record:
                 left.append(f"{truth.id}: {record[b'state'].decode()} at {record[b'head'].decode()}")
+        left += [
+            f"{node} has not told what is left" for node in (self.check.books.untold() if self.check.books else ())
+        ]
         for node in self.nodes:
             if not node.ready or node.host.paused:
                 left.append(f"{node.id} is not up")

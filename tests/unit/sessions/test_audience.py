@@ -43,9 +43,9 @@ class Source:
     def heard(self, payer: Payer, data: bytes) -> None:
         self.news.append((payer.user, data))
 
-    async def view(self, payer: Payer) -> list[dict[str, Any]]:
+    async def standing(self, payer: Payer) -> tuple[list[dict[str, Any]], int]:
         self.viewed += 1
-        return [{"name": "left"}]
+        return [{"name": "left"}], 7
 
 
 class Listener:
@@ -75,16 +75,19 @@ async def test_a_channel_is_heard_for_as_long_as_the_user_has_sessions() -> None
 
 async def test_a_welcome_waits_for_the_subscription_but_not_for_ever() -> None:
     audience = Audience(radio := Radio(), source := Source())
-    audience.join(WHO, Listener())
+    audience.join(WHO, session := Listener())
     async with asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(audience.limits(WHO))
+        waiting = tasks.create_task(audience.limits(WHO, session))
         await asyncio.sleep(0)
         assert source.viewed == 0
         radio.confirmed[b"u1"].set_result(None)
     assert waiting.result() == [{"name": "left"}]
+    source.say(WHO, [{"name": "older than the welcome"}], 6)
+    source.say(WHO, [{"name": "newer"}], 8)
+    assert [limits[0]["name"] for limits in session.told] == ["newer"]
     other = Payer("acme", "u2", "free")
-    audience.join(other, Listener())
-    assert await audience.limits(other) == [{"name": "left"}]  # nobody ever confirms
+    audience.join(other, session)
+    assert await audience.limits(other, session) == [{"name": "left"}]  # nobody ever confirms
 
 
 async def test_words_of_two_nodes_that_overtake_each_other_do_not_turn_time_back() -> None:
