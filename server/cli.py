@@ -77,6 +77,7 @@ def _failures() -> tuple[type[Exception], ...]:
         ("server.config.schema", "ConfigError"),
         ("server.process", "CannotStart"),
         ("server.prompts.registry", "BadRegistry"),
+        ("server.prompts.commands", "PromptsMisuse"),
         ("server.store.embedded", "EmbeddedRedisError"),
         ("server.store.link", "StoreError"),
         ("server.upstreams.child", "ChildError"),
@@ -249,6 +250,9 @@ def _checked_signer(signer: Any, source: str) -> Any:
     if signer is None:
         raise Misuse(f"{source}: auth has no jwt_secret_env; tokens are made by your identity provider, or by nobody")
     return signer
+
+
+app.command("server.prompts.commands:app", name="prompts", help="Check, release and roll out versioned prompts.")
 
 
 @app.command

@@ -32,6 +32,8 @@ from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.prompts import rollout
+from server.prompts.rollout import Rollouts
 from server.prompts.service import Prompts
 from server.quotas import scripts as quota_scripts
 from server.quotas.limits import Policies
@@ -43,7 +45,7 @@ from server.routing.shared_breaker import SharedBreakers, Watched
 from server.sessions.actor import Closing, Peer, Session, SessionMeans
 from server.sessions.audience import Audience
 from server.sessions.outbound import error_frame, text_limit
-from server.store.keys import control_channel
+from server.store.keys import PROMPT_CHANNEL, control_channel
 from server.store.link import Link, StoreError
 from server.store.replicas import Replicas
 from server.store.store import Store
@@ -102,10 +104,15 @@ class Node:
     async def start(self) -> None:
         """Connect to Redis and make ready to serve. Raises `StoreUnavailable` if Redis does not answer."""
         settings = self.settings
-        every_script = (*scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL, *job_scripts.ALL)
+        every_script = (
+            *scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL, *job_scripts.ALL, *rollout.ALL,
+        )  # fmt: skip
         self.store = await Store.connect(self.parts.redis_url, every_script)
         self.hub = Hub(self.store, settings.messages.tail_bytes)
         await self.hub.start(control_channel(self.id))
+        self.rollouts = Rollouts(self.store, self.prompts.shares)
+        self.hub.listen(PROMPT_CHANNEL, lambda _: self.rollouts.wake())
+        await self.rollouts.start()
         self.journal = Journal(self.store)
         self.replicas = Replicas(self.store)
         await self.replicas.start()
@@ -268,6 +275,7 @@ class Node:
         await self.messages.close()
         await self.keeper.close()
         await self.conversations.close()
+        await self.rollouts.close()
         await self.quotas.close()
         await self.breakers.close()
         await self.ownership.close()

@@ -6,6 +6,7 @@ indentation, and a key that stands twice is an error. Where JSON is wanted (sche
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,11 +49,14 @@ class Message(Part):
 
 
 def _json_text(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise ValueError(f"is not JSON: {error}") from None
+    """What JSON text says; what stands as a table has to be something that JSON can say."""
+    try:
+        if isinstance(value, str):
+            return orjson.loads(value)
+        orjson.dumps(value)  # refuses integers beyond 64 bits
+        json.dumps(value, allow_nan=False)  # refuses dates and NaN
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
     return value
 
 

@@ -241,3 +241,13 @@ def breaker(target: str) -> bytes:
 
 BREAKERS_CHANNEL = f"{PREFIX}{{breakers}}".encode()
 """Shard channel on which every node hears of new conditions."""
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+PROMPT_SHARES = f"{PREFIX}{{prompts}}:shares".encode()
+"""Hash: `name@version` → per cent of users it is for."""
+PROMPT_AUDIT = f"{PREFIX}{{prompts}}:audit".encode()
+"""Stream: every change of a share: prompt, from, to, who, what, at."""
+PROMPT_CHANNEL = f"{PREFIX}{{prompts}}:ch".encode()
+"""Shard channel on which every node hears that a share was set."""
