@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -83,6 +83,21 @@ class Address:
         return [*commands, ("PING",)]
 
 
+def fail_lost(pending: Iterable[tuple[asyncio.Future[Any], float]]) -> None:
+    """Tell all who wait for replies, which come no more."""
+    for future, _ in pending:
+        if not future.done():
+            future.set_exception(StoreLost("the connection to Redis was lost"))
+            future.exception()  # a caller that gave up has nobody to tell
+
+
+def fail_impatient(waiting: Iterable[asyncio.Future[Any]]) -> None:
+    """Tell those who don't wait for a server that has fallen silent."""
+    for future in tuple(waiting):
+        if not future.done():
+            future.set_exception(StoreLost("Redis stopped answering"))
+
+
 class _Wire(asyncio.Protocol):
     """The socket of a `Link`: feeds replies to futures in the order in which commands were written."""
 
@@ -124,10 +139,7 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         pending, self.pending = self.pending, deque()
-        for future, _ in pending:
-            if not future.done():
-                future.set_exception(StoreLost("the connection to Redis was lost"))
-                future.exception()  # a caller that gave up has nobody to tell
+        fail_lost(pending)
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -300,6 +312,4 @@ class Link:
             wire.abort()
         elif silent > STALL_SECONDS:
             self.stalled = True
-            for future in tuple(self._impatient):
-                if not future.done():
-                    future.set_exception(StoreLost("Redis stopped answering"))
+            fail_impatient(self._impatient)

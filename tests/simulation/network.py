@@ -25,9 +25,10 @@ from server.store.link import (
     STALL_SECONDS,
     WATCH_SECONDS,
     Address,
-    StoreLost,
     StoreReply,
     StoreUnavailable,
+    fail_impatient,
+    fail_lost,
 )
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
 from tests.simulation.redis import Keyspace, ReplyError
@@ -201,6 +202,7 @@ class _Connection:
         "batch_at",
         "broken",
         "gone",
+        "heard_at",
         "link",
         "pending",
         "replied_at",
@@ -214,6 +216,7 @@ class _Connection:
         self.pending: deque[tuple[asyncio.Future[Any], float]] = deque()
         self.batch: list[tuple[Any, ...]] | None = None
         self.batch_at = -1.0
+        self.heard_at = 0.0
         self.arrived_at = 0.0
         self.replied_at = 0.0
         self.replies: list[Any] | None = None
@@ -402,16 +405,14 @@ class SimLink:
     @staticmethod
     def _fail(connection: _Connection) -> None:
         pending, connection.pending = connection.pending, deque()
-        for future, _ in pending:
-            if not future.done():
-                future.set_exception(StoreLost("the connection to Redis was lost"))
-                future.exception()
+        fail_lost(pending)
 
     # --- replies ---
 
     def _answered(self, connection: _Connection, replies: list[Any]) -> None:
         if connection.broken:
             return
+        connection.heard_at = self.loop.now
         pending = connection.pending
         for reply in replies:
             if type(reply) is _Push:
@@ -437,16 +438,14 @@ class SimLink:
         if connection is None or not connection.pending:
             return
         now = self.loop.now
-        age = now - connection.pending[0][1]
+        age = now - max(connection.pending[0][1], connection.heard_at)
         if now - due > LAG_SECONDS:
             self._watch_in(WATCH_SECONDS)
         elif age > LOST_SECONDS:
             connection.cut(may_arrive=True)
         elif age > STALL_SECONDS:
             self.stalled = True
-            for future in tuple(self._impatient):
-                if not future.done():
-                    future.set_exception(StoreLost("Redis stopped answering"))
+            fail_impatient(self._impatient)
             self._watch_in(LOST_SECONDS - age + WATCH_SECONDS)
         else:
             self._watch_in(STALL_SECONDS - age + WATCH_SECONDS)
