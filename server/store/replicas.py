@@ -24,8 +24,8 @@ log = structlog.get_logger("replicas")
 
 ROUND_MS: Final = 80
 """How long one round waits for a replica, in milliseconds; less than a link takes for a stall."""
-ANSWER_SECONDS: Final = 0.5
-"""Within this Redis must have answered a round, or it counts as come to nothing."""
+ANSWER_SECONDS: Final = 0.12
+"""Within this Redis must have answered a round, or it counts as come to nothing: a refusal is out within 150 ms."""
 LOOK_SECONDS: Final = 1.0
 """How often each primary is asked for its replicas, and a lagging one is tried again."""
 
