@@ -12,31 +12,45 @@ the connection, owned by the `async with` block; leaving the block ends it and c
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import math
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_websocket
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, NegotiationError, WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
-from protocol.client.events import ErrorReceived, Event, GoingAway, Stalled, Welcomed
-from protocol.client.failures import ClientClosed, ConnectionFailed, TidewireError, failure_of
+from protocol.client.answer import Message, Piece
+from protocol.client.ending import Ending, ending_of, token_refused
+from protocol.client.events import (
+    ErrorReceived,
+    Event,
+    GoingAway,
+    MessageAccepted,
+    MessageEnded,
+    Output,
+    Stalled,
+    Welcomed,
+)
+from protocol.client.failures import ClientClosed, ConnectionFailed, TidewireError
 from protocol.client.ids import uuid7
 from protocol.client.message import ClientMessage, MessageState
 from protocol.client.session import ClientSession, MalformedFrame
 from protocol.client.timing import Backoff, Beat, Heartbeat
 from protocol.codec import JSON, MSGPACK, Codec, DecodeError
-from protocol.errors import CloseCode, may_reconnect
+from protocol.errors import may_reconnect
 from protocol.frames import HEARTBEAT_SECONDS, HELLO_SECONDS
 
 Map = dict[str, Any]
+__all__ = ["Client", "ClientEvent", "Disconnected", "Message", "Piece", "connect", "new_id"]
 TokenSource = Callable[[], Awaitable[str]]
 """Gets a fresh token; asked before every connection and shortly before the token expires."""
 
@@ -49,20 +63,12 @@ STALL_SECONDS: Final = 1.0
 """When to ask again for a message the server can't tell more of, if it doesn't say."""
 RENEW_SHARE: Final = 0.8
 """A token is renewed after this share of its life."""
-RENEW_FLOOR_SECONDS: Final = 1.0
+RENEW_FLOOR_SECONDS: Final = 0.2
 """But not sooner, however short its life: the source is asked over a network."""
+SAVE_SECONDS: Final = 1.0
+"""How often the open messages are written to the storage while text arrives."""
+STORAGE_KEY: Final = "tidewire.open"
 MAX_INCOMING_BYTES: Final = 16 * 2**20
-PASSING_STATUSES: Final = frozenset({408, 425, 429})
-"""HTTP 4xx statuses of a refused handshake that pass by themselves."""
-
-
-class Piece(NamedTuple):
-    """What came since the piece before: everything that arrived while the reader was busy, in one."""
-
-    text: str
-    reasoning: str
-    replaces: bool
-    """Forget what was shown: an attempt started over or a snapshot came, and this is all that stands."""
 
 
 class Disconnected(NamedTuple):
@@ -74,121 +80,6 @@ class Disconnected(NamedTuple):
 
 ClientEvent = Event | Disconnected
 """What `on_event` is told."""
-
-
-class Message:
-    """One message of a `Client`: iterate it for what comes, or await `done()` for the whole."""
-
-    def __init__(self, client: Client, view: ClientMessage) -> None:
-        self._client = client
-        self.view = view
-        """Text, reasoning, tool calls, state, usage … as they stand now."""
-        self._changed: asyncio.Event | None = None
-
-    @property
-    def id(self) -> str:
-        """The message's id, which is also its idempotency key and resume handle."""
-        return self.view.id
-
-    @property
-    def text(self) -> str:
-        """The visible text that stands."""
-        return self.view.text
-
-    async def accepted(self) -> ClientMessage:
-        """Wait until the server has admitted the message. Raises `MessageRefused`, `ConnectionFailed`."""
-        await self._until(lambda: self.view.state is not MessageState.SENDING)
-        return self._checked()
-
-    async def done(self) -> ClientMessage:
-        """Wait for the end: done, or cancelled. Raises a `MessageError` if it ended otherwise."""
-        await self._until(lambda: self.view.ended)
-        return self._checked()
-
-    async def cancel(self) -> ClientMessage:
-        """Stop generating and wait for the receipt. If the end won the race, that is the receipt."""
-        self._client.cancel(self.id)
-        await self._until(lambda: self.view.ended)
-        return self.view
-
-    async def retry(self) -> bool:
-        """Ask again for a refused message or one that failed for now; False if that can't help.
-
-        Waits for the acceptance and raises like `Client.send`.
-        """
-        if not self._client.retry(self.id):
-            return False
-        await self.accepted()
-        return True
-
-    def detach(self) -> None:
-        """Stop following; the message goes on. Whoever iterates or waits is told so by `ClientClosed`."""
-        self._client.detach(self.id)
-
-    def forget(self) -> None:
-        """Drop an ended or detached message from the client's memory."""
-        self._client.forget(self.id)
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        """Pieces of output as they come; every iteration starts from the beginning of what stands.
-
-        Raises a `MessageError` at the end if the message did not end well, so that nobody takes a part for the whole.
-        """
-        view = self.view
-        generation, shown, thought, replaces = view.generation, 0, 0, False
-        while True:
-            if view.generation != generation:
-                replaces = replaces or shown > 0 or thought > 0
-                generation, shown, thought = view.generation, 0, 0
-            text, reasoning = view.text[shown:], view.reasoning[thought:]
-            if text or reasoning or replaces:
-                yield Piece(text, reasoning, replaces)
-                shown, thought, replaces = shown + len(text), thought + len(reasoning), False
-            elif view.ended:
-                self._checked()
-                return
-            else:
-                await self._change()
-
-    def _checked(self) -> ClientMessage:
-        failure = failure_of(self.view)
-        if failure:
-            raise failure
-        return self.view
-
-    async def _until(self, ready: Callable[[], bool]) -> None:
-        while not ready():
-            await self._change()
-
-    async def _change(self) -> None:
-        if self._client._failure is not None:
-            raise self._client._failure
-        if self.view.state is MessageState.DETACHED:
-            raise ClientClosed
-        if self._changed is None:
-            self._changed = asyncio.Event()
-        await self._changed.wait()
-
-    def _notify(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
-
-
-@dataclass(slots=True)
-class _Ending:
-    """Why a connection ended."""
-
-    reason: str
-    code: int | None = None
-    """Close code, if a close frame came."""
-    status: int | None = None
-    """HTTP status, if the handshake was refused."""
-    wait_seconds: float = 0.0
-    """Wait at least this long."""
-    fatal: bool = False
-    planned: bool = False
-    """We left because the server asked us to."""
 
 
 @dataclass(slots=True)
@@ -207,7 +98,7 @@ class _Connection:
     retire_at: float = math.inf
     renew_at: float = math.inf
     renew_seconds: float = math.inf
-    verdict: _Ending | None = None
+    verdict: Ending | None = None
     """Why we ended it ourselves."""
 
 
@@ -225,6 +116,8 @@ class Client:
         connect_seconds: float = CONNECT_SECONDS,
         headers: Mapping[str, str] | None = None,
         proxy: str | Literal[True] | None = True,
+        storage: MutableMapping[str, str] | None = None,
+        storage_key: str = STORAGE_KEY,
     ) -> None:
         self.url = url
         self.session = ClientSession(token=token if isinstance(token, str) else None)
@@ -248,6 +141,10 @@ class Client:
         self._stalls: dict[str, asyncio.TimerHandle] = {}
         self._group = asyncio.TaskGroup()
         self._runner: asyncio.Task[None] | None = None
+        self._storage = storage
+        self._storage_key = storage_key
+        self._saving: asyncio.TimerHandle | None = None
+        self._restore()
 
     async def __aenter__(self) -> Self:
         """Connect. Raises `ConnectionFailed` if there is no greeting within `connect_seconds`."""
@@ -274,6 +171,7 @@ class Client:
         await self._close()
 
     async def _close(self) -> None:
+        self._save()
         self._failure = self._failure or ClientClosed()
         try:
             if self._connection is not None:  # a cancelled connection would say that it is a defect (1011)
@@ -303,6 +201,10 @@ class Client:
     def resume(self, message_id: str, *, after: int = 0, text: str = "", reasoning: str = "") -> Message:
         """Follow a message, for instance one of `welcome.active`, or one kept from an earlier run."""
         return self._handle(self.session.resume(message_id, after=after, text=text, reasoning=reasoning))
+
+    def messages(self) -> list[Message]:
+        """Every message that is not forgotten; after a restart those that `storage` had kept open."""
+        return [self._handle(view) for view in self.session.messages.values()]
 
     def subscribe(self, conversation: str, *, after: int = 0) -> None:
         """Follow every message of a conversation; they are told to `on_event`."""
@@ -337,6 +239,7 @@ class Client:
         message = self._messages.get(view.id)
         if message is None:
             message = self._messages[view.id] = Message(self, view)
+            self._save()
         self._wake()
         return message
 
@@ -388,14 +291,14 @@ class Client:
             for message in self._messages.values():
                 message._notify()
 
-    async def _connect_once(self) -> _Ending:
+    async def _connect_once(self) -> Ending:
         if self._token_source is not None:
             self.session.token = await self._token_source()
         try:
             async with self._connecting() as socket:
                 return await self._converse(socket)
         except (OSError, TimeoutError, WebSocketException) as error:
-            return _ending_of(error)
+            return ending_of(error)
         finally:
             self._note_success()
             self._connection = None
@@ -421,10 +324,10 @@ class Client:
         if self._connection is not None and now - self._connection.greeted_at >= STABLE_SECONDS:
             self._backoff.reset()
 
-    async def _converse(self, socket: ClientConnection) -> _Ending:
+    async def _converse(self, socket: ClientConnection) -> Ending:
         """Greet, then read here while two helpers write and keep time; they end with the reading."""
         if socket.subprotocol is None and self._codec.binary:
-            return _Ending("the server does not speak msgpack", fatal=True)
+            return Ending("the server does not speak msgpack", fatal=True)
         now = asyncio.get_running_loop().time()
         connection = _Connection(socket, Heartbeat(HEARTBEAT_SECONDS, now), greet_by=now + HELLO_SECONDS)
         self._connection, self._last_error = connection, None
@@ -438,10 +341,10 @@ class Client:
                 helper.cancel()
         if connection.retire_at < math.inf:  # the server was faster than its own `goaway`
             left = connection.retire_at - asyncio.get_running_loop().time()
-            return _Ending(ending.reason, planned=True, wait_seconds=max(0.0, left))
+            return Ending(ending.reason, planned=True, wait_seconds=max(0.0, left))
         return connection.verdict or ending
 
-    async def _read(self, connection: _Connection) -> _Ending:
+    async def _read(self, connection: _Connection) -> Ending:
         """Apply what arrives until the connection ends; says why it did."""
         socket, receive, decode = connection.socket, self.session.receive, self._codec.decode_trusted
         try:
@@ -454,9 +357,9 @@ class Client:
                 if self.session.has_outgoing:
                     connection.wake.set()
         except ConnectionClosed as closed:
-            return _ending_of(closed)
+            return ending_of(closed)
         except (DecodeError, MalformedFrame) as error:
-            return _Ending(f"the server sent a malformed frame ({error})")
+            return Ending(f"the server sent a malformed frame ({error})")
 
     async def _write(self, connection: _Connection) -> None:
         while True:
@@ -506,11 +409,11 @@ class Client:
 
     async def _act(self, connection: _Connection, now: float) -> None:
         if not self.session.open and now >= connection.greet_by:
-            connection.verdict = _Ending("no answer to hello")
+            connection.verdict = Ending("no answer to hello")
             connection.socket.transport.abort()
         elif now >= connection.retire_at:
             connection.retire_at = math.inf
-            connection.verdict = _Ending("the server asked us to reconnect", planned=True)
+            connection.verdict = Ending("the server asked us to reconnect", planned=True)
             await connection.socket.close()
         elif now >= connection.renew_at and self._token_source is not None:
             connection.renew_at = now + connection.renew_seconds  # of a source, every token lives about as long
@@ -521,11 +424,36 @@ class Client:
     def _poll_heart(self, connection: _Connection, now: float) -> None:
         beat = connection.heart.poll(now)
         if beat is Beat.DEAD:
-            connection.verdict = _Ending("the server no longer answers")
+            connection.verdict = Ending("the server no longer answers")
             connection.socket.transport.abort()
         elif beat is Beat.PING:
             self.session.ping(int(now * 1000))
             connection.wake.set()
+
+    # --- storage ------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """Damaged storage costs the resume after a restart, nothing else."""
+        kept = None if self._storage is None else self._storage.get(self._storage_key)
+        if kept is not None:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self.session.restore(json.loads(kept))
+
+    def _save(self) -> None:
+        """Keep what is open, now."""
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
+        if self._storage is None:
+            return
+        if saved := self.session.save():
+            self._storage[self._storage_key] = json.dumps(saved)
+        else:
+            self._storage.pop(self._storage_key, None)
+
+    def _save_soon(self) -> None:
+        if self._saving is None and self._storage is not None:
+            self._saving = asyncio.get_running_loop().call_later(SAVE_SECONDS, self._save)
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -553,7 +481,11 @@ class Client:
             self._connection.wake.set()
 
     def _react(self, event: Event) -> None:
-        if isinstance(event, Stalled):
+        if isinstance(event, Output):
+            self._save_soon()
+        elif isinstance(event, MessageAccepted | MessageEnded):
+            self._save()
+        elif isinstance(event, Stalled):
             self._resume_later(event)
         elif isinstance(event, Welcomed):
             self._greeted(event)
@@ -608,11 +540,11 @@ class Client:
             self.session.resume(message_id)
             self._wake()
 
-    def _delay_after(self, ending: _Ending) -> float:
+    def _delay_after(self, ending: Ending) -> float:
         """Seconds until the next try. Raises `ConnectionFailed` if none would help."""
         if ending.planned:
             return ending.wait_seconds
-        if self._token_source is not None and not self._token_refused and _token_refused(ending):
+        if self._token_source is not None and not self._token_refused and token_refused(ending):
             self._token_refused = True
             return 0.0
         if ending.fatal or (ending.code is not None and not may_reconnect(ending.code)):
@@ -632,12 +564,15 @@ def connect(
     connect_seconds: float = CONNECT_SECONDS,
     headers: Mapping[str, str] | None = None,
     proxy: str | Literal[True] | None = True,
+    storage: MutableMapping[str, str] | None = None,
+    storage_key: str = STORAGE_KEY,
 ) -> Client:
     """A client for `async with`.
 
     `url` is that of the WebSocket endpoint (`ws://host:port/v1/ws`). `token` is a JWT, an API key, or an async
     function that gets one. `on_event` is called with every event, also `Disconnected`; it must not block or raise.
-    Entering raises `ConnectionFailed` if there is no greeting within `connect_seconds`.
+    In `storage` (a dict, a `shelve`, …) the open messages are kept under `storage_key`, so that another process goes on
+    with them: `Client.messages()`. Entering raises `ConnectionFailed` if there is no greeting within `connect_seconds`.
     """
     return Client(
         url,
@@ -648,33 +583,11 @@ def connect(
         connect_seconds=connect_seconds,
         headers=headers,
         proxy=proxy,
+        storage=storage,
+        storage_key=storage_key,
     )
 
 
 def new_id() -> str:
     """A fresh message id (UUIDv7)."""
     return uuid7(time.time_ns() // 1_000_000, os.urandom(10))
-
-
-def _token_refused(ending: _Ending) -> bool:
-    return ending.code == CloseCode.UNAUTHENTICATED or ending.status == 401
-
-
-def _ending_of(error: OSError | TimeoutError | WebSocketException) -> _Ending:
-    """What a failure to connect, or a closed connection, means."""
-    if isinstance(error, ConnectionClosed):
-        if error.rcvd is None:
-            return _Ending("the connection broke")
-        return _Ending(error.rcvd.reason or f"closed with code {error.rcvd.code}", code=error.rcvd.code)
-    if isinstance(error, InvalidStatus):
-        status = error.response.status_code
-        wait = error.response.headers.get("Retry-After", "")
-        return _Ending(
-            f"the server refused the connection with HTTP status {status}",
-            status=status,
-            wait_seconds=float(wait) if wait.isdigit() else 0.0,
-            fatal=400 <= status < 500 and status not in PASSING_STATUSES,
-        )
-    if isinstance(error, InvalidURI | NegotiationError):
-        return _Ending(str(error), fatal=True)
-    return _Ending(str(error) or type(error).__name__)

@@ -361,6 +361,38 @@ class ClientMessage:
         self.state = state
         return True
 
+    def save(self) -> Map:
+        """What another process needs to go on with the message; JSON can carry it."""
+        # Tool calls are not kept: what has some is told whole again.
+        whole = self._tool_calls is not None
+        return {
+            "id": self.id,
+            "request": self.request,
+            "acknowledged": self.state is not MessageState.SENDING,
+            "cursor": 0 if whole else self.cursor,
+            "text": "" if whole else self.text,
+            "reasoning": "" if whole else self.reasoning,
+            "reopened_at": self._reopened_at,
+            "made": self._made,
+            "cancel_requested": self.cancel_requested,
+        }
+
+    @classmethod
+    def restore(cls, saved: Map) -> ClientMessage:
+        """The message that was saved. Raises `KeyError` and `TypeError` for what is none."""
+        message = cls(
+            saved["id"],
+            saved["request"],
+            MessageState.FOLLOWING if saved["acknowledged"] else MessageState.SENDING,
+        )
+        message.cursor = saved["cursor"]
+        message._add(saved["text"], saved["reasoning"], None)
+        message._reopened_at = saved["reopened_at"]
+        message._made = saved["made"]
+        message.cancel_requested = saved["cancel_requested"]
+        message._transmitted = True  # it may have been
+        return message
+
     def _drop_output(self) -> None:
         self.generation += 1
         self._visible = TextBuffer()

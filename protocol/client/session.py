@@ -277,6 +277,19 @@ class ClientSession:
         self._pages.append(frame)
         self._put(frame)
 
+    def save(self) -> list[Map]:
+        """Everything a later session needs to go on with the open messages."""
+        return [
+            message.save()
+            for message in self.messages.values()
+            if message.state not in ENDED and message.state is not _DETACHED
+        ]
+
+    def restore(self, saved: list[Map]) -> None:
+        """Take over what an earlier session saved; before `hello`. Raises `KeyError`, `TypeError` for anything else."""
+        for message in [ClientMessage.restore(entry) for entry in saved]:
+            self.messages.setdefault(message.id, message)
+
     # --- what the connection does -------------------------------------------------------------------------------
 
     @property

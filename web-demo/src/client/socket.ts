@@ -30,7 +30,7 @@ export const SAVE_EVERY_MS = 1_000;
 /** A token is renewed after this share of its life. */
 export const RENEW_SHARE = 0.8;
 /** But not sooner, however short its life, in milliseconds: the source is asked over a network. */
-const RENEW_FLOOR_MS = 1_000;
+const RENEW_FLOOR_MS = 200;
 /** The longest time a timer of a browser can be set to, in milliseconds. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 const UNAUTHENTICATED = 4401;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, Literal
@@ -259,7 +260,7 @@ async def test_a_token_source_is_asked_before_every_connection_and_before_expiry
         return next(tokens)
 
     def short(frame: Map, answer: list[Map]) -> list[Map]:
-        if frame["type"] == "auth":
+        if frame["type"] == "auth" and frame["token"] == "token-2":
             renewed.set()
         return [welcome(expires_in_seconds=0.01)] if frame["type"] == "hello" else answer
 
@@ -267,7 +268,7 @@ async def test_a_token_source_is_asked_before_every_connection_and_before_expiry
     async with server.running(), client_of(server, token=source):
         await renewed.wait()
     assert server.arrived[0][0]["token"] == "token-0"
-    assert server.arrived[0][1] == {"type": "auth", "token": "token-1"}
+    assert server.arrived[0][1:3] == [{"type": "auth", "token": "token-1"}, {"type": "auth", "token": "token-2"}]
 
 
 async def test_closed_while_waiting() -> None:
@@ -384,3 +385,50 @@ def test_new_ids_differ_and_sort() -> None:
     ids = [new_id() for _ in range(100)]
     assert len(set(ids)) == 100
     assert [value[:8] for value in ids] == sorted(value[:8] for value in ids)
+
+
+async def test_another_process_goes_on_with_what_the_storage_kept() -> None:
+    def stop(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "cancel":
+            journal = server.model.journals[frame["id"]]
+            journal.end("cancelled")
+            return [journal.frames[-1]]
+        return answer
+
+    storage: dict[str, str] = {}
+    server = SocketServer(endless, edit=stop)
+    async with server.running():
+        async with client_of(server, storage=storage) as first:
+            message = await first.send(messages=ASK)
+            async for _ in message:
+                break
+        kept = json.loads(storage["tidewire.open"])
+        assert [(entry["id"], entry["text"], entry["acknowledged"]) for entry in kept] == [(message.id, "and ", True)]
+        second = client_of(server, storage=storage)
+        (resumed,) = second.messages()
+        assert (resumed.id, resumed.text) == (message.id, "and ")
+        async with second:
+            assert (await resumed.cancel()).state is MessageState.CANCELLED
+        assert (resumed.text, storage) == ("and ", {})
+    assert server.model.generations == 1
+    assert server.arrived[1][0]["resume"] == [{"id": message.id, "after": kept[0]["cursor"]}]
+
+
+async def test_what_was_asked_for_and_never_sent_is_sent_by_the_next_process() -> None:
+    storage: dict[str, str] = {}
+    async with SocketServer(counting).running() as server:
+        asked = client_of(server, storage=storage).ask(messages=ASK)  # and the process dies before it connects
+        async with client_of(server, storage=storage) as second:
+            (message,) = second.messages()
+            assert message.id == asked.id
+            assert (await message.done()).text == TEXT
+        assert storage == {}
+        assert server.model.generations == 1
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "7", '[{"id": "m"}]', '[["id"]]', "null"])
+async def test_damaged_storage_costs_only_the_resume(damaged: str) -> None:
+    server = SocketServer(counting)
+    async with server.running(), client_of(server, storage={"tidewire.open": damaged}) as client:
+        assert client.messages() == []
+        assert (await client.ask(messages=ASK).done()).text == TEXT
