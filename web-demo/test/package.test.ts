@@ -40,8 +40,9 @@ test("Node imports it without any other package", () => {
 test("its types hold under the strictest settings, and refuse what is wrong", () => {
   const source = `import { Client, type Piece, MessageError, type ErrorCode } from "tidewire";
     import { msgpackCodec } from "tidewire/msgpack";
+    import { sharedTabs } from "tidewire/tabs";
 
-    const client = new Client({ url: "ws://x", codec: msgpackCodec, token: async () => "t" });
+    const client = new Client({ url: "ws://x", token: async () => "t", connect: sharedTabs({ account: "a", client: { codec: msgpackCodec } }) });
     for await (const piece of client.ask({ messages: [{ role: "user", content: "?" }] })) piece satisfies Piece;
     const code: ErrorCode = "quota_exceeded";
     export const caught = (error: unknown): boolean => error instanceof MessageError && error.code === code;

@@ -13,7 +13,7 @@ import type { Message } from "./message.ts";
 import { type Kept, Session, type SessionEvent } from "./session.ts";
 import { utf8 } from "./sha256.ts";
 import { type KeyValue, OpenStore } from "./store.ts";
-import type { ClientFrame, ConversationRequest, ErrorBody, SendRequest, Welcome } from "./types.ts";
+import type { ClientFrame, ConversationRequest, ErrorBody, SendRequest, ServerFrame, Welcome } from "./types.ts";
 
 /** How long a connection may take to reach `welcome`, in milliseconds. */
 export const CONNECT_TIMEOUT_MS = 10_000;
@@ -78,8 +78,10 @@ export interface ClientOptions {
     url: string,
     subprotocol: string,
   ) => unknown;
-  /** In place of `WebSocket`: whatever opens a connection. */
+  /** In place of `WebSocket`: whatever opens a connection, for instance `sharedTabs`. */
   connect?: Connect;
+  /** Told of every frame once it was applied; for who hands frames on. */
+  onFrame?: (frame: ServerFrame) => void;
   clock?: Clock;
   /** In [0, 1): spreads the reconnects. */
   random?: () => number;
@@ -383,9 +385,12 @@ export class Client {
   }
 
   private onData(data: string | ArrayBuffer): void {
-    let events: SessionEvent[];
+    const events: SessionEvent[] = [];
     try {
-      events = this.codec.decode(data).flatMap((frame) => this.session.receive(frame));
+      for (const frame of this.codec.decode(data)) {
+        events.push(...this.session.receive(frame));
+        this.options.onFrame?.(frame);
+      }
     } catch {
       this.onLost(1006); // Not our protocol: nothing that comes after it can be trusted either.
       return;
