@@ -25,6 +25,9 @@ from redis.exceptions import RedisError, ResponseError
 from server.access.credentials import target_specs
 from server.access.jwks import usable_keys
 from server.config import ConfigError, Settings, load
+from server.prompts.check import check as check_versions
+from server.prompts.registry import BadRegistry
+from server.prompts.service import Prompts
 from server.routing.breaker import State
 from server.routing.gate import TargetState
 from server.routing.shared_breaker import Watched, read_states
@@ -106,6 +109,7 @@ async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Findi
         *check_auth(settings),
         *check_limits(),
         *check_folders(settings),
+        *check_prompts(settings),
         *(finding for result in results for finding in result),
     ]
 
@@ -143,7 +147,7 @@ def check_limits() -> list[Finding]:
 
 
 def check_folders(settings: Settings) -> list[Finding]:
-    """Whether there is room for the data, and whether the prompts are there."""
+    """Whether there is room for the data."""
     findings = []
     folders = [("data", settings.redis.data_dir)] if settings.redis.url == "embedded" else []
     if settings.ledger.url.startswith("sqlite:///"):
@@ -156,9 +160,24 @@ def check_folders(settings: Settings) -> list[Finding]:
             findings.append(Finding(f"{name} folder", "warn", size, "make room, or choose another folder"))
         else:
             findings.append(Finding(f"{name} folder", "ok", size))
-    if settings.prompts.dir is not None and not settings.prompts.dir.is_dir():
-        findings.append(Finding("prompts", "fail", f"{settings.prompts.dir} is no folder", "mend prompts.dir"))
     return findings
+
+
+def check_prompts(settings: Settings) -> list[Finding]:
+    """Whether the released prompts are as they were, what the routes want is there, and drafts are right."""
+    try:
+        prompts = Prompts.of(settings)
+    except BadRegistry as error:
+        return [Finding("prompts", "fail", problem) for problem in error.problems]
+    registry = prompts.registry
+    if registry.folder is None:
+        return []
+    remedy = "`tidewire prompts check` tells more"
+    if problems := check_versions(registry):
+        return [Finding("prompts", "warn", str(problem), remedy) for problem in problems]
+    count = sum(map(len, registry.released.values()))
+    drafts = sum(map(len, registry.drafts.values()))
+    return [Finding("prompts", "ok", f"{registry.folder}: {count} released versions, {drafts} drafts")]
 
 
 async def check_port(settings: Settings) -> list[Finding]:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 EMBEDDED_MODEL: Final = "smollm2-135m-instruct"
 """The name under which `server.upstreams.embedded` serves it."""
+EXAMPLE_PROMPTS: Final = Path(__file__).parents[1] / "prompts" / "example"
+"""The prompts of `tidewire demo`; an example of a folder of prompts."""
 DEFAULT_TIER: Final = "default"
 DAY: Final = 86_400
 
@@ -354,7 +356,7 @@ class PromptsSettings(Section):
     """`[prompts]`: versioned prompts."""
 
     dir: Path | None = None
-    """Folder with prompt files. Absent: none are offered."""
+    """Folder with prompt files, see docs/prompts.md. Absent: none are offered."""
 
 
 class Settings(Section):
@@ -404,13 +406,16 @@ class Settings(Section):
         server = (overrides or {}).get("server", {})
         port = server.get("port") or environ.get("TIDEWIRE_SERVER_PORT") or ServerSettings().port
         home = data_home(environ) / "demo" / str(port)
-        data = {
+        data: dict[str, dict[str, Any]] = {
             "redis": {"url": "embedded", "data_dir": str(home / "redis")},
             "auth": {"anonymous": True},
             "targets": {"embedded": {"driver": "embedded"}},
             "routes": {"default": {"targets": ["embedded"]}},
             "ledger": {"url": f"sqlite:///{home / 'ledger.db'}"},
         }
+        if "TIDEWIRE_PROMPTS_DIR" not in environ:
+            data["prompts"] = {"dir": str(EXAMPLE_PROMPTS)}
+            data["routes"]["default"]["prompt"] = "assistant@^1"
         return parse(data, environ, overrides=overrides)
 
 

@@ -309,6 +309,64 @@ class TargetList(Answer):
     routes: list[RouteOrder]
 
 
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+class PromptVariable(Answer):
+    """A variable that a prompt is filled in with. Unknown and wrong ones are errors."""
+
+    type: Literal["string", "integer", "number", "boolean", "array"]
+    description: str = ""
+    required: bool
+    default: Any = None
+    enum: list[Any] | None = None
+    items: Literal["string", "integer", "number", "boolean"] | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    min_items: int | None = None
+    max_items: int | None = None
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+
+
+class PromptVersion(Answer):
+    """One version as its users see it; the text stays on the server."""
+
+    version: str
+    description: str
+    variables: dict[str, PromptVariable]
+    tools: list[str]
+    """Names of the functions that the model may call, and the client runs."""
+    output_schema: dict[str, Any] | None = None
+    """JSON Schema of the answer, if it is not free text."""
+
+
+class PromptSummary(Answer):
+    """A prompt and its versions on offer, oldest first."""
+
+    id: str
+    """Its name."""
+    object: Literal["prompt"]
+    description: str
+    """Of the newest version."""
+    versions: list[str]
+
+
+class Prompt(Answer):
+    """A prompt with all of its versions on offer, oldest first."""
+
+    id: str
+    object: Literal["prompt"]
+    versions: list[PromptVersion]
+
+
+class PromptList(Answer):
+    """Every prompt on offer."""
+
+    object: Literal["list"]
+    data: list[PromptSummary]
+
+
 MAX_TOKEN_SECONDS: Final = 86_400
 """Longest life of a token made over HTTP."""
 

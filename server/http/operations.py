@@ -13,7 +13,7 @@ from starlette.responses import Response
 from protocol import frames
 from protocol.frames import MAX_SAFE_INTEGER
 from server.http import api_models as models
-from server.http import completions, events, job_models, jobs, messages, targets, tokens
+from server.http import completions, events, job_models, jobs, messages, prompts, targets, tokens
 from server.http import models as routes
 from server.http.host import Api
 from server.jobs.job import ID_PATTERN
@@ -241,6 +241,16 @@ OPERATIONS: Final = (
         {200: Reply("The route.", models.Model)},
         (404,),
         parameters=(_parameter("model", "path", "The route's name.", {"type": "string", "minLength": 1}),),
+    ),
+    Operation("GET", "/v1/prompts", prompts.list_all, "listPrompts", {200: Reply("The prompts.", models.PromptList)}),
+    Operation(
+        "GET",
+        "/v1/prompts/{name}",
+        prompts.get,
+        "getPrompt",
+        {200: Reply("The prompt.", models.Prompt)},
+        (404,),
+        parameters=(_parameter("name", "path", "The prompt's name.", {"type": "string", "minLength": 1}),),
     ),
     Operation(
         "GET",

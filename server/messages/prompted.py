@@ -26,14 +26,15 @@ class Prompted:
         self.store = store
         self.prompts = prompts
 
-    async def request(self, who: Principal, send: Send) -> asked.Request | ProtocolError:
+    async def request(self, who: Principal, send: Send, of_route: bool) -> asked.Request | ProtocolError:
         """What is stored of a request: as it was given, with the prompt it was resolved to.
 
         Or why there is no such request: that is told only to who asks for something new. A message that exists has its
-        own, whatever became of the prompt since. Raises `StoreError` or `TimeoutError`.
+        own, whatever became of the prompt since. `of_route`: whether the prompt of the route counts. Raises
+        `StoreError` or `TimeoutError`.
         """
         try:
-            wanted = self.prompts.wanted(send.model, send.prompt)
+            wanted = self.prompts.wanted(send.model if of_route else "", send.prompt)
             if wanted is None:
                 return asked.stored(send)
             user = user_tag(who.tenant, who.kind, who.user)

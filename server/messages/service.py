@@ -118,19 +118,20 @@ class Messages:
 
     # --- ask ---------------------------------------------------------------------------------------------------------
 
-    async def ask(self, who: Principal, send: Send, origin: Origin) -> Found:
+    async def ask(self, who: Principal, send: Send, origin: Origin, of_route: bool = True) -> Found:
         """Create the message, or attach to it (G1). Returns when it is admitted.
 
         `origin` is where it comes from; its tags are those of `send.metadata`. They are kept with the claim: a repeat
-        through another door changes nothing. Raises `ProtocolError`: `invalid_frame` (metadata), `model_not_found`,
-        `prompt_not_found`, `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
+        through another door changes nothing. `of_route`: whether it gets the prompt of its route. Raises
+        `ProtocolError`: `invalid_frame` (metadata, prompt), `model_not_found`, `prompt_not_found`,
+        `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
         """
         self._check_route(send.model)
         origin = replace(origin, tags=tags_of(send.metadata))
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:
-            wish = Wish(who, send, origin, await self._prompted.request(who, send), tag, keys)
+            wish = Wish(who, send, origin, await self._prompted.request(who, send, of_route), tag, keys)
             if send.conversation is not None:
                 await self.means.conversations.check(who, send, self._room(wish))
             found = await self._ask(wish)

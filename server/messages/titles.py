@@ -44,7 +44,7 @@ async def make_title(messages: Messages, who: Principal, place: Place, model: st
         max_output_tokens=TITLE_TOKENS,
         metadata={FEATURE: "title"},
     )
-    found = await messages.ask(who, send, origin)
+    found = await messages.ask(who, send, origin, of_route=False)
     async with asyncio.timeout(TITLE_SECONDS):
         while (record := await messages.reader.record(found.keys)) is not None and not record.ended:  # noqa: ASYNC110 - anywhere
             await asyncio.sleep(POLL_SECONDS)

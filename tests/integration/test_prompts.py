@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
 import redis.asyncio
 
 from server.access.identity import ANONYMOUS_TENANT, ANONYMOUS_USER
 from server.config import Settings
+from server.doctor import check_prompts
+from server.process import serve
+from server.prompts.check import check
+from server.prompts.registry import BadRegistry
+from server.prompts.service import Prompts
 from server.store.keys import MessageKeys, message_tag
 from tests.nodes import RunningNode, running_node, settings_for
 from tests.prompt_files import plain, put, support
@@ -302,3 +308,112 @@ async def test_a_route_has_a_prompt_of_its_own(here: Place) -> None:
         "You work for Bob.",
         "You serve Acme.",
     ]
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+async def test_chat_completions_take_a_prompt_and_tell_the_version(here: Place) -> None:
+    async with client_of(here.settings) as (node, _), aiohttp.ClientSession(node.http) as http:
+        body = {"messages": [USER], "prompt": {**TEA, "version": "^1"}}
+        headers = {"Idempotency-Key": "k1"}
+        for _ in range(2):
+            async with http.post("/v1/chat/completions", json=body, headers=headers) as answer:
+                assert answer.status == 200, await answer.text()
+                assert (await answer.json())["tidewire"]["prompt"] == {"name": "support", "version": "1.0.0"}
+        async with http.get("/v1/messages/k1") as answer:
+            assert (await answer.json())["prompt"] == {"name": "support", "version": "1.0.0"}
+        async with http.post("/v1/chat/completions", json={"prompt": TEA}) as answer:  # the prompt alone
+            assert answer.status == 200, await answer.text()
+        async with http.post("/v1/chat/completions", json={"prompt": {"name": "support"}}) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["details"]["variables"]) == (400, {"product": "is missing"})
+        async with http.post("/v1/chat/completions", json={"prompt": {"name": "nobody"}}) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (404, "prompt_not_found")
+        async with http.post("/v1/chat/completions", json={}) as answer:
+            assert answer.status == 400
+            assert "`messages` is missing (or `prompt`)" in (await answer.json())["error"]["message"]
+    assert here.sent == [[SYSTEM, USER, BRIEF], [SYSTEM, BRIEF]]
+
+
+async def test_prompts_are_listed_without_their_text(here: Place) -> None:
+    put(here.folder, "support", "1.1.0", support("You now help with", "rollout_percent = 0\n"))
+    put(here.folder, "draft", "1.0.0", plain("x"), released=False)
+    async with client_of(here.settings) as (node, _), aiohttp.ClientSession(node.http) as http:
+        async with http.get("/v1/prompts") as answer:
+            assert (await answer.json())["data"] == [
+                {
+                    "id": "support",
+                    "object": "prompt",
+                    "description": "Answers questions about one product.",
+                    "versions": ["1.0.0"],
+                }
+            ]
+        async with http.get("/v1/prompts/support") as answer:
+            (version,) = (await answer.json())["versions"]
+            assert version["variables"] == {
+                "product": {"type": "string", "description": "", "required": True, "max_length": 40},
+                "tone": {
+                    "type": "string",
+                    "description": "",
+                    "required": False,
+                    "default": "plain",
+                    "enum": ["plain", "warm"],
+                },
+            }
+            assert "You help with" not in await answer.text()
+        for missing in ("draft", "nobody"):
+            async with http.get(f"/v1/prompts/{missing}") as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (404, "prompt_not_found")
+
+
+async def test_a_title_is_made_without_the_prompt_of_the_route(here: Place) -> None:
+    settings = settings_with(here.redis_url, here.upstream, here.folder, "support")
+    async with client_of(settings) as (_, client):
+        await ask(client, "m1", TEA, model="fixed", conversation="c1", input="script tokens=3")
+        await client.send({"type": "conversation", "op": "title", "conversation": "c1", "model": "fixed"})
+        title = await client.until(lambda frame: frame["type"] in ("conversation", "error"))
+    assert title["type"] == "conversation", title
+    assert [message["role"] for message in here.sent[0]] == ["system", "user", "system"]
+    assert "at most six words" in here.sent[1][0]["content"]
+
+
+# --- at the start ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("nobody", "routes.fixed.prompt: there is no released prompt 'nobody'; there are: support"),
+        ("support@^2", "routes.fixed.prompt: no released version of 'support' is in ^2"),
+        ("support@latest", "routes.fixed.prompt: 'latest' is no version range"),
+    ],
+)
+async def test_a_route_without_its_prompt_is_refused_at_start_and_by_the_doctor(
+    here: Place, prompt: str, expected: str
+) -> None:
+    settings = settings_with(here.redis_url, here.upstream, here.folder, prompt)
+    with pytest.raises(BadRegistry) as refused:
+        Prompts.of(settings)
+    assert expected in str(refused.value)
+    assert expected in check_prompts(settings)[0].message
+
+
+async def test_a_changed_release_is_refused_at_start_and_by_the_doctor(here: Place) -> None:
+    assert [finding.status for finding in check_prompts(here.settings)] == ["ok"]
+    put(here.folder, "support", "1.0.1", "broken = ", released=False)
+    assert [finding.status for finding in check_prompts(here.settings)] == ["warn"]
+    (here.folder / "support" / "1.0.0.toml").write_text(support("Changed"))
+    with pytest.raises(BadRegistry, match="is released and was changed since"):
+        serve(here.settings)
+    assert [finding.status for finding in check_prompts(here.settings)] == ["fail"]
+
+
+def test_the_demo_has_a_prompt_and_leaves_it_to_who_brings_another() -> None:
+    settings = Settings.demo({"HOME": "/nonexistent"})
+    prompts = Prompts.of(settings)
+    wanted = prompts.wanted("default", None)
+    assert wanted is not None
+    assert prompts.resolve(wanted, "anybody").filled.before[0]["role"] == "system"
+    assert check(prompts.registry) == []
+    assert Settings.demo({"HOME": "/", "TIDEWIRE_PROMPTS_DIR": "/tmp"}).routes["default"].prompt is None
