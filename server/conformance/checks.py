@@ -29,6 +29,8 @@ MALFORMED_TRIES: Final = 100
 """After so many messages that are no frames a server has closed."""
 DETACH_PONGS: Final = 50
 """So many heartbeats after `detach` it must have taken effect."""
+SHORT_ANSWER_TOKENS: Final = 64
+"""Most of what a model may say where nothing is to be stopped: a small model on a busy machine goes on for minutes."""
 SHORT_PROMPT: Final = "Count from one to thirty in words."
 LONG_PROMPT: Final = "Write a long story about the sea, of at least two thousand words."
 
@@ -78,6 +80,8 @@ class Probe:
             "messages": [{"role": "user", "content": prompt or self.prompt}],
             "metadata": {"feature": "conformance"},
         }
+        if prompt != self.long_prompt:
+            frame["max_output_tokens"] = SHORT_ANSWER_TOKENS
         if self.model is not None:
             frame["model"] = self.model
         return frame | fields
