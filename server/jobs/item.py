@@ -33,6 +33,8 @@ REOPEN_MS: Final = 1_000
 """The same after a temporary failure; it doubles with every run."""
 PATIENCE_MS: Final = 2_000
 """A wait up to this is sat out; for a longer one the item is given back."""
+ITS_OWN: Final = frozenset({"conversation_busy"})
+"""Temporary refusals that say nothing about the job's other items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ async def run(messages: Messages, item: Item, stopped: Callable[[], bool]) -> Re
             found = await messages.ask(item.job.who, again, origin)
     except ProtocolError as error:
         if error.retryable:
-            return Later(error.retry_after_ms or AGAIN_MS, whole_job=True)
+            return Later(error.retry_after_ms or AGAIN_MS, whole_job=error.code not in ITS_OWN)
         return Result("failed", line(item, "failed", error=error.as_dict()))
 
 

@@ -21,6 +21,7 @@ from server.jobs.book import Book, Result
 from server.jobs.item import Item, Later, collect, run
 from server.jobs.job import Job, message_id
 from server.jobs.pace import Pace
+from server.jobs.share import Share, share_of
 from server.jobs.told import as_job
 from server.jobs.webhooks import GONE, Webhooks
 from server.messages.service import Messages, payer_of
@@ -43,6 +44,10 @@ RETRY_SECONDS: Final = 0.5
 """Until a step is repeated that Redis did not answer."""
 MISSING_SECONDS: Final = 60.0
 """How long a listed job may be without a record before it is struck off: it may be in the making."""
+SHARE_MS: Final = 200
+"""When to look again after taking all that a user's limits allow: by then what was begun is counted."""
+LOOK_AGAIN_MS: Final = 300_000
+"""Longest wait until a job that waits is looked at again."""
 COUNT_SECONDS: Final = 5.0
 COUNTED_JOBS: Final = 1_000
 """How often, and of how many open jobs, the waiting items are counted for the metrics."""
@@ -204,27 +209,29 @@ class Worker:
         if job.over:
             await self._see_off(job)
             return
-        wait_ms = await self._wait_ms(job, now)
-        if wait_ms:
-            await self.book.schedule(tag, wait_ms, if_listed=True)
-            return
+        again_ms = 0
+        if not job.stop and (left_ms := job.deadline_ms - round(time.time() * 1000)) > 0:
+            share = await self._share(job, now)
+            if share.wait_ms:
+                await self.book.schedule(tag, min(share.wait_ms, left_ms, LOOK_AGAIN_MS), if_listed=True)
+                return
+            if share.items < room:
+                room, again_ms = share.items, SHARE_MS
         taken = await self.book.take(tag, room, self._lease_ms)
         if taken == "gone" or taken == "over":
             await self.book.schedule(tag, 0, if_listed=True)
             return
         for index, data in taken.items:
             self._begin(job, index, data, taken.stop)
-        await self.book.schedule(tag, 0 if len(taken.items) == room else taken.wait_ms, if_listed=True)
+        await self.book.schedule(tag, again_ms if len(taken.items) == room else taken.wait_ms, if_listed=True)
 
-    async def _wait_ms(self, job: Job, now: float) -> int:
-        """How long the job has to wait for what it was refused, or for the share of its user's limits."""
-        if job.stop:
-            return 0
+    async def _share(self, job: Job, now: float) -> Share:
+        """What its user's limits allow the job, and how long it has to wait for that, or for what it was refused."""
         parked = self._parked.get(job.tag, 0.0) - now
         if parked > 0:
-            return round(parked * 1000) + 1
+            return Share(0, round(parked * 1000) + 1)
         self._parked.pop(job.tag, None)
-        return share_wait_ms(await self.quotas.view(payer_of(job.who)), self._reserve)
+        return share_of(await self.quotas.view(payer_of(job.who)), self._reserve)
 
     # --- items -------------------------------------------------------------------------------------------------------
 
@@ -286,9 +293,10 @@ class Worker:
     async def _put_off(self, job: Job, index: int, later: Later) -> None:
         self._watch.item_put_off("job" if later.whole_job else "item")
         if later.whole_job:
-            until = asyncio.get_running_loop().time() + later.after_ms / 1000
+            wait_ms = min(later.after_ms, LOOK_AGAIN_MS)  # limits may be raised meanwhile
+            until = asyncio.get_running_loop().time() + wait_ms / 1000
             self._parked[job.tag] = max(until, self._parked.get(job.tag, 0.0))
-            await self.book.schedule(job.tag, later.after_ms, if_listed=True)
+            await self.book.schedule(job.tag, wait_ms, if_listed=True)
         await self.book.give_back(job.tag, [index], 0 if later.whole_job else later.after_ms)
 
     async def _renew(self) -> None:
@@ -357,27 +365,6 @@ class Worker:
             except (StoreError, TimeoutError):
                 log.debug("jobs_not_counted")
             await asyncio.sleep(COUNT_SECONDS)
-
-
-def share_wait_ms(limits: list[dict[str, Any]], reserve: float) -> int:
-    """How long to wait until a user has more left of every limit than the share that jobs leave alone. Pure.
-
-    The last slot of a small limit may be used: with one in all, nothing would ever run. Money is not refilled soon, so
-    none of it is set apart.
-    """
-    wait = 0.0
-    for row in limits:
-        limit, left, reset = row["limit"], row["remaining"], row["reset_seconds"]
-        if row["name"].endswith("monthly_usd"):
-            continue
-        if row["name"].endswith("concurrent_messages"):
-            if left - 1 < int(limit * reserve):
-                wait = max(wait, 1.0)
-            continue
-        missing = limit * reserve - left
-        if missing > 0:
-            wait = max(wait, reset * missing / max(limit - left, 1), 0.1)
-    return round(wait * 1000)
 
 
 def webhook_payload(job: Job) -> Mapping[str, Any]:

@@ -11,15 +11,16 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.chaos.audit import Verdict
+from tests.chaos.audit import LOST, Verdict
 from tests.chaos.cluster import cluster
 from tests.chaos.rig import Rig, ask, rig
 from tests.upstreams.script import expected_text
 
 JOBS = "/v1/jobs"
 PACE = "tokens=12 rate=40"
+SLOWER = "tokens=12 rate=12"
 KILLS_APART = 1.5
-"""Seconds between kills: the survivors have just begun to go on."""
+"""Seconds from a node's return to the next kill: it has taken items by then."""
 
 
 def asked(number: int, script: str = PACE) -> list[dict[str, Any]]:
@@ -93,14 +94,16 @@ async def check(r: Rig, client: Client, job: str, count: int, script: str = PACE
     return found
 
 
-async def killed_again_and_again(r: Rig, client: Client, job: str, kills: int, seed: int) -> None:
-    """Kill one node, start it again, kill another, while the job runs."""
-    chance = random.Random(seed)
-    for _ in range(kills):
-        await asyncio.sleep(KILLS_APART)
+async def killed_again_and_again(r: Rig, client: Client, job: str, until: int, seed: int) -> int:
+    """Kill one node, start it again, kill another, until so many items are done; how many kills it took."""
+    chance, kills = random.Random(seed), 0
+    while (await client.job(job))["items"]["done"] < until:
         node = chance.choice(r.nodes)
         await node.kill()
+        kills += 1
         await node.start()
+        await asyncio.sleep(KILLS_APART)
+    return kills
 
 
 async def test_a_batch_outlives_the_nodes_that_run_it(valkey_url: str) -> None:
@@ -123,12 +126,15 @@ async def test_a_thousand_items_outlive_kill_after_kill(valkey_url: str) -> None
     count = 1_000
     async with rig(valkey_url, 3, jobs={"concurrency": 8}) as r, aiohttp.ClientSession() as http:
         client = Client(r, http)
-        job = await client.submit(count)
+        job = await client.submit(count, script=SLOWER)
         await client.until_done(job, 20)
-        await killed_again_and_again(r, client, job, 10, seed=11)
-        found = await client.ended(job, 300)
-        print(found)
-        await check(r, client, job, count)
+        kills = await killed_again_and_again(r, client, job, 950, seed=11)
+        await client.ended(job, 100)
+        await check(r, client, job, count, SLOWER)
+        lost = sum(record["outcome"] == LOST for one in (await r.stored()).values() for record in one.records)
+        print(f"{kills} kills, {lost} attempts lost with their nodes")
+        assert kills >= 5
+        assert lost >= kills
 
 
 async def test_a_node_that_leaves_hands_its_items_over_at_once(valkey_url: str) -> None:

@@ -135,6 +135,17 @@ async def test_the_first_result_counts(store: Store) -> None:
     assert await book.take(tag, 5, LEASE_MS) == "over"
 
 
+async def test_one_item_that_was_stopped_does_not_make_the_job_cancelled(store: Store) -> None:
+    book = book_on(store)
+    tag = await make(book, 2)
+    await take(book, tag, 2)
+    await book.record(tag, 0, Result("cancelled", b"{}"))
+    assert await book.record(tag, 1, DONE) == "done"
+    other = await make(book, 1, "other")
+    await take(book, other, 1)
+    assert await book.record(other, 0, Result("cancelled", b"{}")) == "cancelled"
+
+
 async def test_a_lost_workers_item_that_ended_late_is_written_once(store: Store) -> None:
     book = book_on(store)
     tag = await make(book, 1)

@@ -45,9 +45,9 @@ local function finish(now)
     cancelled = cancelled + left
   end
   local status = 'done'
-  if cancelled > 0 then
+  if cancelled == total or (have[6] == 'cancelled' and cancelled > 0) then
     status = 'cancelled'
-  elseif failed == total or (have[6] == 'expired' and left > 0) then
+  elseif done == 0 or (have[6] == 'expired' and left > 0) then
     status = 'failed'
   end
   redis.call('HSET', RECORD, 'status', status, 'ended', int(now), 'failed', int(failed), 'cancelled', int(cancelled))

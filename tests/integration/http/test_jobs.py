@@ -316,6 +316,21 @@ async def test_jobs_wait_for_quotas(valkey_url: str) -> None:
         assert (job["items"]["done"], job["items"]["failed"]) == (8, 0)
 
 
+async def test_jobs_leave_a_share_of_the_slots_to_people(valkey_url: str) -> None:
+    tier = {"tiers": {"default": {"concurrent_messages": 4}}}
+    async with place(valkey_url, tier) as here:
+        made = await post(here, [item(n, "tokens=40 rate=40") for n in range(6)])
+
+        async def full() -> bool:
+            rows = (await states(here, made["id"]))["data"]
+            return sum(row["status"] == "running" for row in rows) == 3
+
+        await until(full)
+        async with here.ask("script tokens=3") as answer:
+            assert answer.status == 200, await answer.text()
+        assert (await ended(here, made["id"]))["items"]["done"] == 6
+
+
 async def test_what_can_never_be_admitted_fails(valkey_url: str) -> None:
     async with place(valkey_url, {"tiers": {"default": {"tokens_per_minute": 100}}}) as here:
         made = await post(here, item(1, max_tokens=5000))
