@@ -11,9 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from server.jobs.worker import LEASE_SECONDS
 from tests.chaos.audit import LOST, Verdict
 from tests.chaos.cluster import cluster
 from tests.chaos.rig import Rig, ask, rig
+from tests.servers import RedisServer
 from tests.upstreams.script import expected_text
 
 JOBS = "/v1/jobs"
@@ -151,6 +153,23 @@ async def test_a_node_that_leaves_hands_its_items_over_at_once(valkey_url: str) 
         stored = await r.stored()
         assert all(len(stored[f"{job}-{n}"].records) == 1 for n in range(count)), "nothing was generated twice"
         await check(r, client, job, count, script)
+
+
+@pytest.mark.slow
+async def test_a_frozen_store_doubles_nothing() -> None:
+    count, script = 40, "tokens=30 rate=20"
+    with RedisServer() as redis:
+        async with rig(redis.url, 2, jobs={"concurrency": 4}) as r, aiohttp.ClientSession() as http:
+            client = Client(r, http)
+            job = await client.submit(count, script=script)
+            await client.until_done(job, 4)
+            redis.freeze()
+            await asyncio.sleep(LEASE_SECONDS + 2)  # the leases end while nobody can renew them
+            redis.thaw()
+            await client.ended(job, 60)
+            stored = await r.stored()
+            assert all(len(stored[f"{job}-{n}"].records) == 1 for n in range(count)), "nothing was generated twice"
+            await check(r, client, job, count, script)
 
 
 async def test_jobs_on_a_cluster() -> None:
