@@ -411,6 +411,7 @@ class Settings(Section):
             "auth": {"anonymous": True},
             "targets": {"embedded": {"driver": "embedded"}},
             "routes": {"default": {"targets": ["embedded"]}},
+            "jobs": {"concurrency": 1},  # the one small model is everybody's
             "ledger": {"url": f"sqlite:///{home / 'ledger.db'}"},
         }
         if "TIDEWIRE_PROMPTS_DIR" not in environ:
