@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
@@ -91,7 +92,8 @@ class Batch:
 
 async def people(url: str, seconds: float) -> tuple[float, float, int]:
     """Load of people; p50, p99 in milliseconds, and how many answers. Every answer is checked."""
-    load = Load(Options(url, CLIENTS, RATE, seconds, TOKENS, PACE, ramp_seconds=1.0))
+    seed = os.urandom(4).hex()  # or they would be repeats of what was answered before
+    load = Load(Options(url, CLIENTS, RATE, seconds, TOKENS, PACE, ramp_seconds=1.0, seed=seed))
     report = await load.run(lambda _: None)
     assert report.ok, report.as_dict()
     assert report.right == report.asked, report.as_dict()
