@@ -1,7 +1,7 @@
 """How many items of jobs a node runs beside the messages of people who wait. Pure.
 
 While nobody waits, `most` at once. As soon as somebody's message runs here, and for a while after, half as many, begun
-at a distance, and none while the event loop is late: then every further start would be felt.
+at a distance. None begins while the event loop is late: whoever comes next would feel it.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ class Pace:
 
     def room(self, now: float, running: int) -> int:
         """How many items may begin now."""
+        if now < self._late_until:
+            return 0
         if not self.in_use(now):
             return max(0, self.most - running)
-        if now < self._late_until or now - self._began_at < GAP_SECONDS:
+        if now - self._began_at < GAP_SECONDS:
             return 0
         return min(1, max(0, self._half - running))
 
     def wait(self, now: float) -> float:
         """Seconds until there may be more room, if it is not for want of slots."""
-        if not self.in_use(now):
-            return 0.0
-        return max(0.0, self._late_until - now, self._began_at + GAP_SECONDS - now)
+        gap = self._began_at + GAP_SECONDS - now if self.in_use(now) else 0.0
+        return max(0.0, self._late_until - now, gap)
 
     def began(self, now: float) -> None:
         """An item begins."""

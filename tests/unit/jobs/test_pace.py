@@ -34,15 +34,17 @@ def test_people_are_remembered_for_a_while() -> None:
     assert pace.room(100.0 + CALM_SECONDS, 0) == 8
 
 
-def test_a_late_event_loop_begins_nothing_beside_people() -> None:
+@pytest.mark.parametrize("people", [True, False])
+def test_a_late_event_loop_begins_nothing(people: bool) -> None:
     pace = Pace(8)
-    pace.people(100.0)
+    if people:
+        pace.people(100.0)
     pace.late(100.0, LATE_SECONDS / 2)
-    assert pace.room(100.0, 0) == 1
+    assert pace.room(100.0, 0) == (1 if people else 8)
     pace.late(100.0, LATE_SECONDS * 4)
     assert pace.room(100.0, 0) == 0
     assert pace.wait(100.0) == pytest.approx(LATE_SECONDS * 4)
-    assert pace.room(100.0 + LATE_SECONDS * 4.01, 0) == 1
+    assert pace.room(100.0 + LATE_SECONDS * 4.01, 0) == (1 if people else 8)
 
 
 def test_progress_is_never_stopped_for_good() -> None:
