@@ -45,8 +45,9 @@ class AnthropicUpstream(ScriptedUpstream):
                     return
         delta = {"stop_reason": _STOPS[reply.finish_reason], "stop_sequence": None}
         if not script.no_finish:
-            yield due, _event("message_delta", delta=delta, usage={"output_tokens": reply.output_tokens}), 0
-            yield due, _event("message_stop"), 0
+            usage = {} if script.no_usage else {"usage": {"output_tokens": reply.output_tokens}}
+            yield due, _event("message_delta", delta=delta, **usage), 0
+            yield due, _event("message_stop") * (2 if script.doubled_done else 1), 0
         yield due, Act.END, 0
 
     def completion(self, request: Request, text: str) -> dict[str, Any]:
@@ -94,6 +95,8 @@ def _trouble(request: Request) -> list[bytes | Act] | None:
     if script.error_in_200:
         error = {"type": script.code or "overloaded_error", "message": "Overloaded"}
         return [_event("error", error=error), Act.END]
+    if script.big:
+        return [_delta(0, {"type": "text_delta", "text": "x" * script.big})]
     if script.malformed:
         return [b"event: content_block_delta\ndata: {oh\n\n"]
     if script.cut or script.reset:
