@@ -50,9 +50,9 @@ class Pace:
         return self._due <= now
 
 
-def frame_pace(settings: ServerSettings) -> Pace:
-    """The limit for the frames of one socket."""
-    return Pace(settings.frames_per_second, settings.frames_per_second * FRAME_BURST_SECONDS)
+def frame_pace(rate: float) -> Pace:
+    """The limit for frames, `rate` of them per second."""
+    return Pace(rate, rate * FRAME_BURST_SECONDS)
 
 
 class ConnectionLimits:
@@ -62,6 +62,8 @@ class ConnectionLimits:
         self._settings = settings
         self._paces: dict[str, Pace] = {}
         self._open: Counter[Hashable] = Counter()
+        self._frames: dict[Hashable, Pace] = {}
+        """Of each address and user with open sockets: the pace of their frames together."""
 
     def handshake(self, address: str, now: float) -> None:
         """Count a handshake of a client address. Raises `ProtocolError` (`rate_limited`)."""
@@ -74,33 +76,45 @@ class ConnectionLimits:
         if wait := pace.take(now):
             raise _limited("Too many new connections from this address.", wait)
 
-    def enter_address(self, address: str) -> None:
-        """Count an open socket of an address; pair with `leave_address`. Raises `rate_limited`."""
-        if not is_loopback(address):
-            self._enter(("address", address), self._settings.max_connections_per_address, "address")
+    def enter_address(self, address: str) -> Pace | None:
+        """Count an open socket of an address; pair with `leave_address`. Raises `rate_limited`.
+
+        The pace of the frames that its sockets may send together; None: any.
+        """
+        if is_loopback(address):
+            return None
+        settings, key = self._settings, ("address", address)
+        return self._enter(key, settings.max_connections_per_address, settings.frames_per_second_per_address)
 
     def leave_address(self, address: str) -> None:
         """The socket is closed."""
         if not is_loopback(address):
             self._leave(("address", address))
 
-    def enter_user(self, user: Hashable) -> None:
-        """Count an open socket of a user, known by (tenant, kind, user); pair with `leave_user`."""
-        self._enter(("user", user), self._settings.max_connections_per_user, "user")
+    def enter_user(self, user: Hashable) -> Pace:
+        """Count an open socket of a user, known by (tenant, kind, user); pair with `leave_user`. Raises `rate_limited`.
+
+        The pace of the frames that the user's sockets may send together.
+        """
+        settings = self._settings
+        return self._enter(("user", user), settings.max_connections_per_user, settings.frames_per_second_per_user)
 
     def leave_user(self, user: Hashable) -> None:
         """The socket is closed."""
         self._leave(("user", user))
 
-    def _enter(self, key: Hashable, limit: int, kind: str) -> None:
+    def _enter(self, key: tuple[str, Hashable], limit: int, frames_per_second: float) -> Pace:
         if self._open[key] >= limit:
-            raise _limited(f"Too many open connections of this {kind} (at most {limit}).", 1.0)
+            raise _limited(f"Too many open connections of this {key[0]} (at most {limit}).", 1.0)
         self._open[key] += 1
+        if key not in self._frames:
+            self._frames[key] = frame_pace(frames_per_second)
+        return self._frames[key]
 
     def _leave(self, key: Hashable) -> None:
         self._open[key] -= 1
         if self._open[key] <= 0:
-            del self._open[key]
+            del self._open[key], self._frames[key]
 
 
 def _limited(message: str, wait_seconds: float) -> ProtocolError:

@@ -71,6 +71,10 @@ class ServerSettings(Section):
     """New sockets of one client address, per process and minute. Loopback addresses are exempt."""
     frames_per_second: Positive = 1_000
     """Frames one socket may send per second, on average; five seconds' worth may come at once."""
+    frames_per_second_per_user: Positive = 5_000
+    """The same for all sockets of one user together, per process."""
+    frames_per_second_per_address: Positive = 10_000
+    """The same for all sockets of one client address together, per process. Loopback addresses are exempt."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks (CIDR) whose `X-Forwarded-For` is believed. Empty: the peer's address counts."""
 

@@ -22,7 +22,7 @@ from protocol.errors import CloseCode, ProtocolError
 from protocol.frames import Frame, Hello, parse_client_frame
 from server.access import scopes
 from server.access.identity import Principal
-from server.access.limits import ConnectionLimits, frame_pace
+from server.access.limits import ConnectionLimits, Pace, frame_pace
 from server.config import ServerSettings
 from server.messages.service import Found, Messages, payer_of, unavailable
 from server.sessions.audience import Audience
@@ -105,7 +105,14 @@ class Closing(Exception):
 class Session:
     """See the module."""
 
-    def __init__(self, socket: WebSocket, codec: Codec, means: SessionMeans, limits: SessionLimits) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        codec: Codec,
+        means: SessionMeans,
+        limits: SessionLimits,
+        address_pace: Pace | None = None,
+    ) -> None:
         self.id = secrets.token_hex(8)
         self.socket = socket
         self.codec = codec
@@ -127,7 +134,10 @@ class Session:
         self._greeted = False
         self._early_limits: list[dict[str, Any]] | None = None
         """What was to be told before `welcome`, which comes first."""
-        self._pace = frame_pace(limits.settings)
+        self._paces = [frame_pace(limits.settings.frames_per_second)]
+        """Of this socket's frames, of the address', and once that is known of the user's."""
+        if address_pace is not None:
+            self._paces.append(address_pace)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._pending: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup
@@ -211,10 +221,7 @@ class Session:
     async def _frame(self, raw: dict[str, Any]) -> None:
         kind = raw.get("type")
         try:
-            if wait := self._pace.take(time.monotonic()):
-                raise ProtocolError(
-                    "rate_limited", "too many frames on this connection", retry_after_ms=math.ceil(wait * 1000)
-                )
+            self._keep_pace(time.monotonic())
             frame = parse_client_frame(raw)
             self.means.watch.frame_received(str(kind))
             if self.who is None and not isinstance(frame, Hello):
@@ -222,6 +229,11 @@ class Session:
             await self._dispatch(frame)
         except ProtocolError as error:
             self.refuse(raw, error)
+
+    def _keep_pace(self, now: float) -> None:
+        for pace in self._paces:
+            if wait := pace.take(now):
+                raise ProtocolError("rate_limited", "too many frames", retry_after_ms=math.ceil(wait * 1000))
 
     async def _dispatch(self, frame: Frame) -> None:
         """Frames about one message keep their order, and so do those for one conversation; others don't wait."""
@@ -369,7 +381,7 @@ class Session:
         """Take on an identity; the seconds until it expires. Raises `ProtocolError`."""
         scopes.require(who.scopes, scopes.CHAT)
         if self.who is None:
-            self.connections.enter_user(user_of(who))
+            self._paces.append(self.connections.enter_user(user_of(who)))
             self.means.audience.join(payer_of(who), self)
         self.who = who
         if who.expires_at is None:

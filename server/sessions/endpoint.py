@@ -49,11 +49,11 @@ def endpoint(host: Host) -> Callable[[WebSocket], Awaitable[None]]:
         address = _address(socket, settings)
         try:
             connections.handshake(address, time.monotonic())
-            connections.enter_address(address)
+            address_pace = connections.enter_address(address)
         except ProtocolError as error:
             await socket.close(CloseCode.TOO_MANY_CONNECTIONS, error.message)
             return
-        session = Session(socket, codec, host.session_means, limits)
+        session = Session(socket, codec, host.session_means, limits, address_pace)
         host.sessions.add(session)
         try:
             await session.run()

@@ -399,6 +399,21 @@ async def test_too_many_frames_are_refused_until_the_pace_is_kept(valkey_url: st
         whole(await client.ended("good"), messages)
 
 
+async def test_many_sockets_give_a_user_no_more_frames(valkey_url: str) -> None:
+    async with (
+        counted(valkey_url, {"server": {"frames_per_second_per_user": 20}}) as here,
+        wire(here.node.url) as one,
+        wire(here.node.url) as two,
+    ):
+        for _ in range(90):
+            await one.send({"type": "ping"})
+            await one.type("pong")
+        await two.send(*({"type": "ping"} for _ in range(300)))  # by itself it might send ten times as many
+        error = await two.error()
+        assert error["code"] == "rate_limited"
+        assert error["retry_after_ms"] > 0
+
+
 # --- odd but legal ---------------------------------------------------------------------------------------------------
 
 

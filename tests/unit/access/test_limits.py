@@ -90,8 +90,27 @@ def test_open_sockets_per_address_and_user() -> None:
 
 
 def test_frame_pace() -> None:
-    pace = frame_pace(ServerSettings(frames_per_second=2))
+    pace = frame_pace(2)
     assert [pace.take(0.0) == 0 for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_the_frames_of_a_user_and_of_an_address_are_counted_together() -> None:
+    limits = ConnectionLimits(ServerSettings(frames_per_second_per_user=2, frames_per_second_per_address=3))
+    user = ("acme", "sub", "ann")
+    one, two = limits.enter_user(user), limits.enter_user(user)
+    assert one is two
+    assert [one.take(0.0) == 0 for _ in range(11)] == [True] * 10 + [False]
+    assert limits.enter_user(("acme", "sub", "bob")).take(0.0) == 0
+    limits.leave_user(user)
+    assert limits.enter_user(user) is one, "somebody of the user is still here"
+    address = limits.enter_address("203.0.113.1")
+    assert address is not None
+    assert [address.take(0.0) == 0 for _ in range(16)] == [True] * 15 + [False]
+    assert limits.enter_address("127.0.0.1") is None
+    for who in (user, user, ("acme", "sub", "bob")):
+        limits.leave_user(who)
+    limits.leave_address("203.0.113.1")
+    assert not limits._frames, "nothing is remembered of those who left"
 
 
 @pytest.mark.parametrize(
