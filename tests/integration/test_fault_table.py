@@ -125,6 +125,8 @@ CASES = [
     Case("doubled end", "doubled_done"),
     Case("split writes", "split=3"),
 ]
+WARMED = {"split writes": "warm-answer", "refused": "warm-refused", "400": "warm-400", "500": "warm-500"}
+"""Cases → targets of the same kind, asked once before all others."""
 ROWS = [(number, driver) for number, case in enumerate(CASES) for driver in case.drivers]
 
 
@@ -195,6 +197,9 @@ def config(chat: str, messages: str, strange: Mapping[str, str], folder: Path) -
         targets[name] = {**target, **dict(case.target)}
         routes[name] = {"targets": [name, "sound"]}
         routes[f"{name}-alone"] = {"targets": [name]}
+        if driver == "litellm" and case.name in WARMED:
+            targets[WARMED[case.name]] = {**targets[name], "first_token_seconds": 30.0, "connect_seconds": 30.0}
+            routes[WARMED[case.name]] = {"targets": [WARMED[case.name]]}
     return {"targets": targets, "routes": routes}
 
 
@@ -222,11 +227,13 @@ async def node(_valkey_process: RedisServer, tmp_path_factory: pytest.TempPathFa
 
 
 async def warm_up(node: RunningNode) -> None:
-    """litellm imports a provider's module at its first call, which takes longer than the short limits here."""
-    number = next(number for number, case in enumerate(CASES) if case.fault is None and "litellm" in case.drivers)
+    """litellm imports a provider's module at its first call, and more at the first of each kind of failure, which
+    takes longer than the short limits here."""
     async with wire(node.url) as client:
-        await client.ask("warm-up", "script tokens=2", model=f"litellm-{number}")
-        await client.ended("warm-up")
+        for name in WARMED.values():
+            await client.ask(name, "script tokens=2", model=name)
+            while client.view(name).end is None:
+                await client.recv()
 
 
 @pytest.mark.parametrize(("number", "driver"), ROWS, ids=[f"{driver}: {CASES[n].name}" for n, driver in ROWS])
