@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from protocol.client.aio import Client, ClientEvent, Message, connect
-from protocol.client.events import AttemptStarted, Output, Replaced, Resyncing
+from protocol.client.events import AttemptStarted, MessageAccepted, Output, Replaced, Resyncing
 from protocol.client.failures import ClientClosed, ConnectionFailed, MessageError
 from protocol.client.message import ClientMessage, MessageState
 from protocol.client.timing import Backoff
@@ -109,7 +109,8 @@ class Device:
         if view is None:
             return
         asked = self.crowd.asked[view.id]
-        asked.accepted = asked.accepted or view.state not in (MessageState.SENDING, MessageState.REFUSED)
+        # not by the state: what is cancelled before any server heard of it is over, and was never accepted
+        asked.accepted = asked.accepted or isinstance(event, MessageAccepted | AttemptStarted | Output)
         if isinstance(event, Resyncing):
             asked.troubled = True
             asked.forgotten += event.reason == "lost"
