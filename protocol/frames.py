@@ -274,6 +274,8 @@ class History(Frame):
     before: str | None = None
     after: str | None = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
+    branch: MessageId | None = None
+    """An entry: page through the branch that goes through it to its newest end, instead of the chosen one."""
 
 
 class ConversationRequest(Frame):

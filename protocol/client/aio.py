@@ -222,10 +222,16 @@ class Client:
         self._wake()
 
     def history(
-        self, conversation: str, *, before: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        conversation: str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        branch: str | None = None,
     ) -> None:
         """Ask for a page of a conversation; it is told to `on_event` as `HistoryReceived`."""
-        self.session.history(conversation, before=before, after=after, limit=limit)
+        self.session.history(conversation, before=before, after=after, limit=limit, branch=branch)
         self._wake()
 
     def auth(self, token: str) -> None:

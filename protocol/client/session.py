@@ -266,14 +266,19 @@ class ClientSession:
                 self._put(page)
 
     def history(
-        self, conversation: str, *, before: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        conversation: str,
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        branch: str | None = None,
     ) -> None:
         """Ask for a page of a conversation; asked again on a new connection until it came."""
         frame: Map = {"type": "history", "conversation": conversation, "limit": limit}
-        if before is not None:
-            frame["before"] = before
-        if after is not None:
-            frame["after"] = after
+        for name, value in (("before", before), ("after", after), ("branch", branch)):
+            if value is not None:
+                frame[name] = value
         self._pages.append(frame)
         self._put(frame)
 

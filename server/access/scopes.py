@@ -14,8 +14,10 @@ USAGE: Final = "usage"
 """Read the whole tenant's usage."""
 TOKENS: Final = "tokens"
 """Make tokens for users of the tenant."""
+USERS: Final = "users"
+"""Tell and delete all that is kept of users of the tenant."""
 
-ALL: Final = frozenset({CHAT, JOBS, USAGE, TOKENS})
+ALL: Final = frozenset({CHAT, JOBS, USAGE, TOKENS, USERS})
 USER: Final = frozenset({CHAT, JOBS})
 """What a token may do that names no scopes."""
 

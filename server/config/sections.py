@@ -104,8 +104,15 @@ class ApiKey(Section):
     """A name under `[tiers]`; without one, the default tier."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(repr=False)
     """SHA-256 of the key, 64 lower-case hexadecimal digits."""
-    scopes: tuple[Literal["chat", "jobs", "usage", "tokens"], ...] = ("chat", "jobs", "usage", "tokens")
-    """What the key may do: `chat`, `jobs`, `usage` (of the whole tenant), `tokens` (mint tokens for users)."""
+    scopes: tuple[Literal["chat", "jobs", "usage", "tokens", "users"], ...] = (
+        "chat",
+        "jobs",
+        "usage",
+        "tokens",
+        "users",
+    )
+    """What the key may do: `chat`, `jobs`, `usage` (of the whole tenant), `tokens` (mint tokens for users), `users`
+    (export and delete the data of users)."""
 
 
 class ClaimNames(Section):

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, Name, PromptRef, PromptUsed
+from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, MessageId, Name, PromptRef, PromptUsed
 from server.messages.origin import MAX_TAGS, TAG_CHARACTERS, TAG_NAME_CHARACTERS
 
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Tag = Annotated[str, Field(max_length=TAG_CHARACTERS)]
+Title = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=TAG_NAME_CHARACTERS)], Tag | int | float | bool | None],
     Field(max_length=MAX_TAGS),
@@ -50,10 +51,16 @@ class ChatCompletionRequest(Body):
     fields that only steer the provider's own books (`user`, `store`, …) are accepted and have no effect."""
 
     model: Name = "default"
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    """Needed unless there is a `prompt`."""
+    messages: list[ChatMessage] | None = None
+    """Needed unless there is a `prompt`, or the `parent` is to be answered again."""
     prompt: PromptRef | None = None
     """Tidewire's own: a versioned prompt, in which the messages are put."""
+    conversation: MessageId | None = None
+    """A conversation kept by the server: then `messages` are only what is new in it."""
+    parent: MessageId | None = None
+    """With `conversation`: the entry to go on from. Without `messages`, it is answered again."""
+    on_busy: Literal["queue", "reject", "interrupt", "rollback"] | None = None
+    """With `conversation`: what happens if it is answering."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: Positive | None = None
@@ -90,6 +97,12 @@ class ChatCompletionRequest(Body):
             raise ValueError(f"{' and '.join(given)} contradict each other; give one")
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` needs `stream: true`")
+        if self.conversation is None and (self.parent is not None or self.on_busy is not None):
+            raise ValueError("`parent` and `on_busy` need `conversation`")
+        if self.messages is None and self.prompt is None and self.parent is None:
+            raise ValueError("`messages` is missing (or `prompt`)")
+        if self.messages == [] and self.parent is None:
+            raise ValueError("`messages` must not be empty")
         return self
 
     @model_validator(mode="after")
@@ -256,6 +269,133 @@ class Message(Answer):
     prompt: PromptUsed | None = None
     attempts: list[MessageAttempt]
     error: ErrorDetail | None = None
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+class ConversationRequest(Body):
+    """A conversation to be made."""
+
+    id: MessageId | None = None
+    """Your choice; without one, the `Idempotency-Key`, or a new one."""
+    title: Title | None = None
+
+
+class ConversationChange(Body):
+    """What is to be different."""
+
+    title: Title | None = None
+    tip: MessageId | None = None
+    """An entry: the branch through it, to its newest end, becomes the chosen one."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.title is None and self.tip is None:
+            raise ValueError("give `title` or `tip`")
+        return self
+
+
+class TitleRequest(Body):
+    """How a title is to be made."""
+
+    model: Name = "default"
+    """The route that makes it."""
+
+
+class Conversation(Answer):
+    """A conversation, without its entries."""
+
+    id: str
+    object: Literal["conversation"]
+    title: str | None
+    created: float
+    """Unix seconds."""
+    updated: float
+    """Unix seconds of the last change."""
+    entries: int
+    bytes: int
+    seq: int
+    """Where its log stands: the `after` of a `subscribe` that goes on from here."""
+    tip: str | None
+    """The end of the chosen branch."""
+    current: str | None
+    """The message that is being answered."""
+    queue: list[str]
+    """Messages that wait, in order."""
+
+
+class ConversationList(Answer):
+    """A page of conversations, the one that changed last first."""
+
+    object: Literal["list"]
+    data: list[Conversation]
+    has_more: bool
+    next: str | None = None
+    """The `before` of the next page."""
+
+
+class ConversationDeleted(Answer):
+    """It is gone."""
+
+    id: str
+    object: Literal["conversation.deleted"]
+    deleted: Literal[True]
+
+
+class ConversationEntry(Answer):
+    """A question, an answer, a tool's result or an instruction, in the chat-completions format and with its place."""
+
+    object: Literal["conversation.entry"]
+    id: str
+    parent: str | None
+    role: str
+    state: Literal["running", "done", "failed", "cancelled", "interrupted"]
+    content: str | list[dict[str, Any]] | None = None
+    message: str | None = None
+    """The message that it came with, if it is not the answer."""
+    siblings: list[str] | None = None
+    """What hangs below the same parent, oldest first, if there is more than this."""
+
+
+class ConversationPage(Answer):
+    """Entries of a branch, oldest first."""
+
+    object: Literal["list"]
+    data: list[ConversationEntry]
+    has_more: bool
+    """Whether the branch goes on beyond the page, in the direction of reading."""
+    next: str | None = None
+    """The `before` of the older page."""
+    newer: str | None = None
+    """The `after` of the later page."""
+    seq: int
+    tip: str | None
+    title: str | None
+    current: str | None
+    queue: list[str]
+
+
+# --- the data of a user -----------------------------------------------------------------------------------------------
+
+
+class ExportLine(Answer):
+    """A line of an export. `user` is the first; `end`, with the counts, the last: without it something is missing."""
+
+    object: Literal["user", "conversation", "entry", "part", "message", "end"]
+
+
+class UserDeleted(Answer):
+    """What became of a user's data."""
+
+    object: Literal["user.deleted"]
+    user: str
+    deleted: bool
+    """Whether all of it is gone."""
+    conversations: int
+    messages: int
+    left: int
+    """Messages that had not ended in time: ask again."""
 
 
 # --- models, tokens ---------------------------------------------------------------------------------------------------

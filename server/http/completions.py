@@ -64,6 +64,10 @@ def to_send(body: ChatCompletionRequest, send_id: str) -> Send:
     cap = next((value for name in CAPS if (value := getattr(body, name)) is not None), None)
     if cap is not None:
         fields["max_output_tokens"] = cap
+    if body.conversation is not None:
+        new = fields.pop("messages", None)
+        if new:
+            fields["input"] = new
     try:
         return Send.model_validate({"type": "send", "id": send_id, **fields})
     except ValidationError as error:

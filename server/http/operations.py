@@ -13,7 +13,7 @@ from starlette.responses import Response
 from protocol import frames
 from protocol.frames import MAX_SAFE_INTEGER
 from server.http import api_models as models
-from server.http import completions, events, job_models, jobs, messages, prompts, targets, tokens
+from server.http import completions, conversations, events, job_models, jobs, messages, prompts, targets, tokens, users
 from server.http import models as routes
 from server.http.host import Api
 from server.jobs.job import ID_PATTERN
@@ -81,6 +81,19 @@ _JOB: Final = _parameter("id", "path", "The job's id.", {"type": "string", "patt
 _LIMIT: Final = _parameter(
     "limit", "query", "Most rows of a page.", {"type": "integer", "minimum": 1, "maximum": jobs.MAX_PAGE}
 )
+
+_CONVERSATION: Final = _parameter("id", "path", "The conversation's id.", models.MESSAGE_ID)
+_MOST: Final = _parameter(
+    "limit", "query", "Most items on the page.", {"type": "integer", "minimum": 1, "maximum": conversations.MOST}
+)
+_USER: Final = _parameter(
+    "user", "path", "The user's id, as their tokens name them.", {"type": "string", "minLength": 1, "maxLength": 256}
+)
+
+_USER_DELETED: Final = {
+    200: Reply("All of it is gone.", models.UserDeleted),
+    202: Reply("Some messages had not ended: ask again.", models.UserDeleted),
+}
 
 DONE: Final = "[DONE]"
 FOLLOWED: Final = (
@@ -232,6 +245,100 @@ OPERATIONS: Final = (
         (400, 404),
         parameters=(_JOB,),
     ),
+    Operation(
+        "GET",
+        "/v1/conversations",
+        conversations.list_all,
+        "listConversations",
+        {200: Reply("A page of them.", models.ConversationList)},
+        (400,),
+        parameters=(
+            _MOST,
+            _parameter("before", "query", "The `next` of the page before.", {"type": "string", "maxLength": 32}),
+        ),
+    ),
+    Operation(
+        "POST",
+        "/v1/conversations",
+        conversations.create,
+        "createConversation",
+        {201: Reply("It was made.", models.Conversation), 200: Reply("It was there.", models.Conversation)},
+        (400, 404, 413, 415),
+        models.ConversationRequest,
+        (_KEY,),
+    ),
+    Operation(
+        "GET",
+        "/v1/conversations/{id}",
+        conversations.get,
+        "getConversation",
+        {200: Reply("The conversation.", models.Conversation)},
+        (400, 404),
+        parameters=(_CONVERSATION,),
+    ),
+    Operation(
+        "PATCH",
+        "/v1/conversations/{id}",
+        conversations.change,
+        "changeConversation",
+        {200: Reply("The conversation as it is now.", models.Conversation)},
+        (400, 404, 413, 415),
+        models.ConversationChange,
+        (_CONVERSATION,),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/conversations/{id}",
+        conversations.delete,
+        "deleteConversation",
+        {200: Reply("It is gone.", models.ConversationDeleted)},
+        (400, 404),
+        parameters=(_CONVERSATION,),
+    ),
+    Operation(
+        "POST",
+        "/v1/conversations/{id}/title",
+        conversations.title,
+        "titleConversation",
+        {200: Reply("It has a title.", models.Conversation)},
+        (400, 404, 409, 413, 415, 422, 429, 504),
+        models.TitleRequest,
+        (_CONVERSATION,),
+    ),
+    Operation(
+        "GET",
+        "/v1/conversations/{id}/messages",
+        conversations.entries,
+        "listConversationMessages",
+        {200: Reply("A page of a branch.", models.ConversationPage)},
+        (400, 404),
+        parameters=(
+            _CONVERSATION,
+            _MOST,
+            _parameter("before", "query", "An entry: what lies before it.", models.MESSAGE_ID),
+            _parameter("after", "query", "An entry: what follows it.", models.MESSAGE_ID),
+            _parameter("branch", "query", "An entry: the branch through it, to its newest end.", models.MESSAGE_ID),
+        ),
+    ),
+    Operation(
+        "GET",
+        "/v1/me/data",
+        users.export_own,
+        "exportOwnData",
+        {200: Reply("Everything.", lines=models.ExportLine)},
+        (429,),
+    ),
+    Operation("DELETE", "/v1/me/data", users.delete_own, "deleteOwnData", _USER_DELETED),
+    Operation(
+        "GET",
+        "/v1/users/{user}/data",
+        users.export,
+        "exportUserData",
+        {200: Reply("Everything.", lines=models.ExportLine)},
+        (400, 429),
+        parameters=(_USER,),
+    ),
+    Operation("DELETE", "/v1/users/{user}/data", users.delete, "deleteUserData", _USER_DELETED, (400,), None, (_USER,)),
     Operation("GET", "/v1/models", routes.list_all, "listModels", {200: Reply("The routes.", models.ModelList)}),
     Operation(
         "GET",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import groupby
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -58,10 +59,31 @@ def routes(host: Host, keepalive_seconds: float = KEEPALIVE_SECONDS) -> list[Rou
 
     by_path = groupby(sorted(OPERATIONS, key=lambda one: one.path), key=lambda one: one.path)
     return [
-        *(Route(path, Resource(api, {one.method: one for one in group})) for path, group in by_path),
+        *(Route(_pattern(path), Resource(api, {one.method: one for one in group})) for path, group in by_path),
         Route("/openapi.json", openapi),
-        Route("/v1/{rest:path}", _Nothing()),
+        Route("/v1/{rest:anything}", _Nothing()),
     ]
+
+
+class _Anything(Convertor[str]):
+    """A part of a path that may have slashes and line breaks in it: a user's id."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """As it is."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it is."""
+        return value
+
+
+register_url_convertor("anything", _Anything())
+
+
+def _pattern(path: str) -> str:
+    return path.replace("{user}", "{user:anything}")
 
 
 class _Nothing:

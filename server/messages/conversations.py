@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -67,6 +67,9 @@ CONTEXT_ENTRIES: Final = 2_000
 PAGE_BYTES: Final = 131_072
 ERASE_SECONDS: Final = 5.0
 ERASE_AT_ONCE: Final = 64
+
+
+GONE: Final = ProtocolError("conversation_unknown", "the conversation was deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +261,7 @@ class Conversations:
             place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes"
         )
         if deleted:
+            await self.unlist(who, place)
             return unknown(place.id)
         if limits is not None and not listed and entries is None:
             return over("conversations", limits.conversations)
@@ -290,8 +294,17 @@ class Conversations:
     async def admit(self, who: Principal, place: Place) -> None:
         """Whether the user may have this conversation. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
         listed = await self.register(who, place.id)
-        if not listed and not await self.store.call(place.keys.meta, "EXISTS", place.keys.meta):
+        created, deleted = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, "created", "deleted")
+        if deleted:
+            await self.unlist(who, place)
+            raise unknown(place.id)
+        if not listed and not created:
             raise over("conversations", self.tiers[who.tier].conversations)
+
+    async def unlist(self, who: Principal, place: Place) -> None:
+        """Take it off the user's list. Raises `StoreError` or `TimeoutError`."""
+        index = conversation_index(user_tag(who.tenant, who.kind, who.user))
+        await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
 
     async def open_calls(self, keys: ConversationKeys) -> list[str]:
         """The tool calls at the end of the conversation that nobody has answered."""
@@ -473,10 +486,13 @@ class Conversations:
 
     async def page(
         self, place: Place, *, anchor: str = "", after: bool = False, limit: int = 50, budget: int = PAGE_BYTES,
-        pins: bool = False, seconds: float = IMPATIENT,
+        pins: bool = False, branch: str = "", seconds: float = IMPATIENT,
     ) -> Page:  # fmt: skip
-        """Entries of a branch before `anchor`, or after it on the chosen branch; see `conversation_page_v1.lua`."""
-        args = ["after" if after else "before", anchor, limit, budget, "1" if pins else ""]
+        """Entries before `anchor`, or after it on the chosen branch or that of the entry `branch`.
+
+        See `conversation_page_v1.lua`. Raises `ProtocolError`, `StoreError`, `TimeoutError`.
+        """
+        args = ["after" if after else "before", anchor, limit, budget, "1" if pins else "", branch]
         keys = place.keys
         reply = await self.store.run(
             CONVERSATION_PAGE, [keys.meta, keys.headers, keys.bodies, keys.children], args, seconds
@@ -484,7 +500,7 @@ class Conversations:
         if reply[0] == b"deleted":
             raise unknown(place.id)
         if reply[0] == b"anchor":
-            raise ProtocolError("message_unknown", f"there is no entry {anchor!r} on this branch")
+            raise ProtocolError("message_unknown", f"there is no entry {anchor or branch!r} on this branch")
         tip, current, queue, title = (value.decode() for value in reply[1:5])
         return Page(
             int(reply[0]), tip, current, tuple(queue.split(",")) if queue else (), title or None, reply[5] == b"1",
@@ -521,20 +537,66 @@ class Conversations:
         rows = await self.store.call(
             index, "ZREVRANGEBYSCORE", index, most, "-inf", "WITHSCORES", "LIMIT", 0, limit, seconds=STEP_SECONDS
         )
-        found: list[Map] = []
-        for i in range(0, len(rows), 2):
-            name = rows[i].decode()
-            try:
-                overview = await self.overview(Place.of(user, name), STEP_SECONDS)
-            except ProtocolError:
-                continue  # listed first, made afterwards; or it has expired
-            found.append({"conversation": name, **overview.shown()})
-        return found, float(rows[-1]) if len(rows) == 2 * limit else None
+        names, last = [row.decode() for row in rows[::2]], float(rows[-1]) if len(rows) == 2 * limit else None
+        if last is not None:  # those of the same moment must not fall between two pages
+            same = await self.store.call(index, "ZREVRANGEBYSCORE", index, repr(last), repr(last), seconds=STEP_SECONDS)
+            names += [name.decode() for name in same if name.decode() not in names]
+        found = await asyncio.gather(*(self._listed(Place.of(user, name)) for name in names))
+        return [shown for shown in found if shown is not None], last
+
+    async def _listed(self, place: Place) -> Map | None:
+        try:
+            return {"conversation": place.id, **(await self.overview(place, STEP_SECONDS)).shown()}
+        except ProtocolError:
+            return None  # listed first, made afterwards; or it has expired
+
+    # --- everything ---------------------------------------------------------------------------------------------------
+
+    async def entry_ids(self, place: Place) -> list[str]:
+        """The ids of all entries, those nearer to the root first. Raises `StoreError` or `TimeoutError`."""
+        found: dict[str, int] = {}
+        async for name, header in self._scan(place.keys.headers):
+            found[name.decode()] = int(header.split(b"|")[2])
+        return sorted(found, key=lambda name: (found[name], name))
+
+    async def entries(self, place: Place, ids: Sequence[str]) -> list[Entry]:
+        """These entries, as far as they are there. Raises `StoreError` or `TimeoutError`."""
+        keys = place.keys
+        headers = await self.store.call(keys.headers, "HMGET", keys.headers, *ids, seconds=STEP_SECONDS)
+        bodies = await self.store.call(keys.bodies, "HMGET", keys.bodies, *ids, seconds=STEP_SECONDS)
+        return [
+            pure.entry_of(name, header.decode(), body or b"", "")
+            for name, header, body in zip(ids, headers, bodies, strict=True)
+            if header is not None
+        ]
+
+    async def part_ids(self, place: Place) -> list[str]:
+        """The hashes of all large parts. Raises `StoreError` or `TimeoutError`."""
+        keys = place.keys
+        found = await self.store.call(keys.parts, "HKEYS", keys.parts, seconds=STEP_SECONDS)
+        return sorted(name.decode() for name in found)
+
+    async def _scan(self, key: bytes) -> AsyncGenerator[tuple[bytes, bytes], None]:
+        """The fields of a hash, some more than once."""
+        cursor = b"0"
+        while True:
+            cursor, flat = await self.store.call(key, "HSCAN", key, cursor, "COUNT", 1_000, seconds=STEP_SECONDS)
+            for i in range(0, len(flat), 2):
+                yield flat[i], flat[i + 1]
+            if cursor == b"0":
+                return
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
+    async def create(self, place: Place, title: str) -> bool:
+        """Make it; False if it is there already. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
+        return bool((await self._change(place, "create", title))[0] == b"changed")
+
     async def change(self, place: Place, op: str, value: str) -> int:
-        """Create, rename, title, choose, pin or unpin; the head of the log. Raises `ProtocolError`, `StoreError`, …"""
+        """Rename, title, choose, pin or unpin; the head of the log. Raises `ProtocolError`, `StoreError`, …"""
+        return int((await self._change(place, op, value))[1])
+
+    async def _change(self, place: Place, op: str, value: str) -> list[Any]:
         title = orjson.dumps(value if value or op != "create" else None)
         args = [op, value, title, repr(time.time()), self._ttl, LOG_EVENTS, MAX_PINS]
         reply = await self._run(CONVERSATION_CHANGE, place.keys, args, STEP_SECONDS)
@@ -545,7 +607,7 @@ class Conversations:
                 raise ProtocolError("message_unknown", f"there is no entry {value!r} in this conversation")
             case b"full":
                 raise over("pins", MAX_PINS)
-        return int(reply[1])
+        return reply
 
     async def answer_calls(self, place: Place, given: Any) -> list[str]:
         """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
@@ -616,17 +678,15 @@ class Conversations:
             if left:
                 await asyncio.sleep(0.05)
         await self._run(CONVERSATION_DELETE, place.keys, ["empty", round(self.claim_seconds * 1000)], STEP_SECONDS)
-        index = conversation_index(user_tag(who.tenant, who.kind, who.user))
-        await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
+        await self.unlist(who, place)
 
     async def _stop_and_erase(self, keys: MessageKeys) -> bool:
         await self.store.run(CANCEL, [keys.record, keys.channel], [NOTE_CANCEL], seconds=STEP_SECONDS)
         return await self.erase(keys)
 
-    async def erase(self, keys: MessageKeys) -> bool:
-        """Erase what a message of a deleted conversation holds; False if it has not ended yet."""
-        error = ProtocolError("conversation_unknown", "the conversation was deleted").as_dict()
-        end = msgpack.packb({"error": error, "usage": {}, "partial": False})
+    async def erase(self, keys: MessageKeys, why: ProtocolError = GONE) -> bool:
+        """Erase what a message holds; False if it has not ended yet. Who asks for it again is told `why`."""
+        end = msgpack.packb({"error": why.as_dict(), "usage": {}, "partial": False})
         return bool(
             await self.store.run(ERASE, [keys.record, keys.journal, keys.standing], [end], seconds=STEP_SECONDS)
         )

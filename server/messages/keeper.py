@@ -27,12 +27,12 @@ from server.messages.life import until_redis_answers
 from server.messages.means import Means
 from server.messages.message import Running
 from server.messages.reader import Reader
-from server.messages.scripts import RELEASE, TAKEOVER
+from server.messages.scripts import KEPT, RELEASE, TAKEOVER
 from server.messages.state import has_ended
 from server.messages.tally import lost_record, used_by, withdrawn
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
-from server.store.keys import MessageKeys, active_set, hold_id, open_set, user_tag
+from server.store.keys import MessageKeys, active_set, hold_id, message_index, open_set, user_tag
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
@@ -160,7 +160,8 @@ class Keeper:
     async def _wind_up(self, claim: Claim) -> None:
         """What is left to do after the end; where Redis has lost some of it meanwhile, it goes on from there."""
         await self.finish(claim.keys, claim.generation, claim.run, claim.id, claim.place)
-        await self.stubbornly(lambda: self._unlist(claim.tag, claim.id, claim.user_tag))
+        await self.stubbornly(lambda: self.kept(claim.user_tag, claim.id))
+        await self.stubbornly(lambda: self._unlist(claim.tag))
         await self.stubbornly(lambda: self._go_on_if_lost(claim))
 
     async def _go_on_if_lost(self, claim: Claim) -> None:
@@ -231,6 +232,11 @@ class Keeper:
         if tag not in self.running and tag not in self._claiming:
             await store.call(self._open, "SREM", self._open, tag, seconds=STEP_SECONDS)
 
+    async def kept(self, user: str, *ids: str) -> None:
+        """Move messages of a user that have ended to the list of those that are kept."""
+        keys = [active_set(user), message_index(user)]
+        await self.means.store.run(KEPT, keys, [self.times.claim_seconds, *ids], STEP_SECONDS)
+
     async def stubbornly(self, step: Callable[[], Awaitable[Any]]) -> None:
         """Repeat an idempotent step until Redis has done it."""
         await until_redis_answers(step, RETRY_SECONDS)
@@ -267,7 +273,8 @@ class Keeper:
             await self._settle(_payer_of(fields), hold_id(tag, generation, run), used)
             place = Place.of(_user_of(fields), fields["conversation"].decode()) if "conversation" in fields else None
             await self.finish(keys, generation, run, fields["id"].decode(), place)
-            await self._unlist(tag, fields["id"].decode(), _user_of(fields))
+            await self.kept(_user_of(fields), fields["id"].decode())
+            await self._unlist(tag)
         elif dead != self.node and tag not in self.running and tag not in self.finishing:
             owner = await store.call(keys.record, "HGET", keys.record, "owner", seconds=STEP_SECONDS)
             if owner == self.node.encode():  # taken by a call whose reply was lost

@@ -16,6 +16,7 @@ RELEASE: Final = Script.load(_LUA / "release_v1.lua")
 CANCEL: Final = Script.load(_LUA / "cancel_v1.lua")
 PAGE: Final = Script.load(_LUA / "page_v1.lua")
 FINALIZE: Final = Script.load(_LUA / "finalize_v1.lua")
+KEPT: Final = Script.load(_LUA / "kept_v1.lua")
 TAKEOVER: Final = Script.load(_LUA / "takeover_v1.lua")
 QUEUE: Final = Script.load(_LUA / "queue_v1.lua")
 RESOLVE: Final = Script.load(_LUA / "resolve_v1.lua")
@@ -41,7 +42,7 @@ _CONVERSATIONS: Final = (
     CONVERSATION_PROMPT,
     CONVERSATION_REGISTER,
 )
-ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE, *_CONVERSATIONS)
+ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE, KEPT, *_CONVERSATIONS)
 
 MAX_RUNS: Final = 5
 """How often one message may run: the first time and four times reopened by `retry_of`."""

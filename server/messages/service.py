@@ -266,8 +266,10 @@ class Messages:
         try:
             await store.call(self._open, "SREM", self._open, tag, seconds=5.0)
             record = await self.reader.record(MessageKeys.of(tag))
-            if record is None or record.ended:
+            if record is None:
                 await store.call(active_set(user), "SREM", active_set(user), message_id, seconds=5.0)
+            elif record.ended:
+                await self.keeper.kept(user, message_id)
         except (StoreError, TimeoutError):
             log.info("hints_left", tag=tag)
 
@@ -318,14 +320,14 @@ class Messages:
 
     async def active(self, who: Principal) -> list[Found]:
         """The user's running messages, so that a new device finds them. Takes dead entries off the list."""
-        index = active_set(user_tag(who.tenant, who.kind, who.user))
-        store = self.means.store
+        user = user_tag(who.tenant, who.kind, who.user)
+        index, store = active_set(user), self.means.store
         try:
             ids: list[bytes] = (await store.call(index, "SMEMBERS", index))[:ACTIVE_TOLD]
             found = await asyncio.gather(*(self._find_quietly(who, i.decode()) for i in ids))
             ended = [i for i, message in zip(ids, found, strict=True) if message is not None and message.ended]
             if ended:
-                await store.call(index, "SREM", index, *ended)
+                await self.keeper.kept(user, *(i.decode() for i in ended))
         except (StoreError, TimeoutError, ProtocolError):
             return []
         return [message for message in found if message is not None and not message.ended]

@@ -236,7 +236,7 @@ async def unsubscribe(session: Session, frame: Unsubscribe) -> None:
 
 @handles(History)
 async def history(session: Session, frame: History) -> None:
-    """A page of the chosen branch."""
+    """A page of a branch."""
     if frame.before is not None and frame.after is not None:
         raise ProtocolError("invalid_frame", "history: give `before` or `after`, not both")
     conversations = session.messages.means.conversations
@@ -245,7 +245,12 @@ async def history(session: Session, frame: History) -> None:
     try:
         await conversations.overview(place)
         page = await conversations.page(
-            place, anchor=frame.after or frame.before or "", after=forward, limit=frame.limit, seconds=2.0
+            place,
+            anchor=frame.after or frame.before or "",
+            after=forward,
+            limit=frame.limit,
+            branch=frame.branch or "",
+            seconds=2.0,
         )
     except (StoreError, TimeoutError):
         raise unavailable() from None
@@ -294,7 +299,7 @@ def _place(session: Session, frame: ConversationRequest) -> Place:
 async def _create(session: Session, frame: ConversationRequest) -> Frame:
     conversations, place = session.messages.means.conversations, _place(session, frame)
     await conversations.admit(session.principal, place)
-    await conversations.change(place, "create", frame.title or "")
+    await conversations.create(place, frame.title or "")
     return (await conversations.overview(place)).shown()
 
 

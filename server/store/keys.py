@@ -35,6 +35,11 @@ def conversation_index(user: str) -> bytes:
     return f"{PREFIX}{{{user}}}:conversations".encode()
 
 
+def message_index(user: str) -> bytes:
+    """Sorted set of the ids of a user's messages that have ended, by the time of that, as long as they are kept."""
+    return f"{PREFIX}{{{user}}}:messages".encode()
+
+
 def _digest(*parts: str) -> str:
     sha = hashlib.sha256()
     for part in parts:

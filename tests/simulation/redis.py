@@ -617,6 +617,21 @@ def _zcard(space: Keyspace, args: Sequence[bytes]) -> Any:
     return len(space.get(args[1], "zset") or {})
 
 
+@command("ZSCORE", 3)
+def _zscore(space: Keyspace, args: Sequence[bytes]) -> Any:
+    score = (space.get(args[1], "zset") or {}).get(args[2])
+    if score is None:
+        return None
+    if score in (float("inf"), float("-inf")):
+        return b"inf" if score > 0 else b"-inf"
+    return b"%d" % score if score.is_integer() else repr(score).encode()
+
+
+@command("ZREMRANGEBYSCORE", 4, writes=True)
+def _zremrangebyscore(space: Keyspace, args: Sequence[bytes]) -> Any:
+    return _remove(space, [args[0], args[1], *_zrangebyscore(space, args)], "zset")
+
+
 @command("ZRANGEBYSCORE", 4)
 def _zrangebyscore(space: Keyspace, args: Sequence[bytes]) -> Any:
     (low, over_low), (high, under_high) = (_end_of_scores(end) for end in args[2:])

@@ -1,10 +1,11 @@
 -- Read entries of a branch in one round trip, from the newest to the oldest; the cost does not depend on its length.
 --
 -- KEYS[1] meta  [2] headers  [3] bodies  [4] children
--- ARGV[1]  'before': those that lie before the anchor; 'after': those that follow it on the chosen branch
--- ARGV[2]  the anchor, an entry; '' (before) the end of the chosen branch, (after) its beginning
+-- ARGV[1]  'before': those that lie before the anchor; 'after': those that follow it on the branch
+-- ARGV[2]  the anchor, an entry; '' (before) the end of the branch, (after) its beginning
 -- ARGV[3]  most entries   ARGV[4]  bytes after which the page is full (the entry that fills it is still in it)
 -- ARGV[5]  '1': this is for a model. The limit is in tokens, pinned entries before the page are told, siblings are not
+-- ARGV[6]  an entry: the branch that goes through it to its newest end; '' the chosen one
 --
 -- {'deleted'}  {'anchor'}: no such entry (on this branch)
 -- {head, tip, current, queue, title, more, {id, header, body, siblings, …}, {the same of earlier pinned ones}, pins}
@@ -14,6 +15,18 @@ if have[1] then
   return {'deleted'}
 end
 local tip, limit, budget = have[3] or '', tonumber(ARGV[3]), tonumber(ARGV[4])
+local branch = tip
+if ARGV[6] ~= '' then
+  if redis.call('HEXISTS', KEYS[2], ARGV[6]) == 0 then
+    return {'anchor'}
+  end
+  branch = ARGV[6]
+  local below = redis.call('HGET', KEYS[4], branch)
+  while below do
+    branch = string.match(below, '[^,]+$')
+    below = redis.call('HGET', KEYS[4], branch)
+  end
+end
 
 local function header(id)
   local found = {}
@@ -41,18 +54,18 @@ local anchor = ARGV[2]
 if anchor ~= '' and redis.call('HEXISTS', KEYS[2], anchor) == 0 then
   return {'anchor'}
 end
-local id, stop, more = tip, 0, ''
+local id, stop, more = branch, 0, ''
 if ARGV[1] == 'before' then
   if anchor ~= '' then
     id = header(anchor)[1]
   end
 else
   stop = tonumber(header(anchor)[3])
-  if anchor ~= '' and ancestor(tip, stop) ~= anchor then
+  if anchor ~= '' and ancestor(branch, stop) ~= anchor then
     return {'anchor'}
   end
-  id = ancestor(tip, stop + limit)
-  if id ~= tip then
+  id = ancestor(branch, stop + limit)
+  if id ~= branch then
     more = '1'
   end
 end

@@ -1,4 +1,4 @@
--- Erase what a message of a deleted conversation holds. Its id stays used up: only a tombstone is left.
+-- Erase what a message holds, as its conversation or all of its user's data is deleted. Its id stays used up: only a tombstone is left.
 --
 -- KEYS[1]  record   KEYS[2]  journal   KEYS[3]  standing text
 -- ARGV[1]  the end event of the tombstone, packed

@@ -14,7 +14,7 @@ if not have[1] or have[1] .. ':' .. have[2] ~= ARGV[1]
   redis.call('DEL', KEYS[4])
   return 0
 end
-if have[4] then -- by a node that was faster: the journal that these bytes were gathered from may have been gone
+if have[4] then -- by a node that was faster, or erased: the journal that these bytes were gathered from may have been gone
   redis.call('DEL', KEYS[4])
   return 1
 end

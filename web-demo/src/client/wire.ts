@@ -178,6 +178,7 @@ export interface History {
   before?: string | null;
   after?: string | null;
   limit?: number;
+  branch?: string | null;
 }
 
 /** A page of a conversation; `next` asks for the one before it. */
