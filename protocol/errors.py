@@ -66,6 +66,7 @@ _TABLE: Final = (
     ErrorCode("upstream_rejected", "permanent", 400, "The provider refused the request as invalid."),
     ErrorCode("upstream_unavailable", "temporary", 503, "The provider could not be reached or broke off."),
     ErrorCode("upstream_timeout", "temporary", 504, "The provider did not answer in time."),
+    ErrorCode("output_invalid", "temporary", 502, "The answer does not fit the `response_format` that was asked for."),
     ErrorCode("all_targets_failed", "temporary", 503, "Every target of the route failed."),
     ErrorCode("store_unavailable", "temporary", 503, "Redis does not answer; nothing was started."),
     ErrorCode("draining", "temporary", 503, "This node is shutting down. Reconnect and ask again."),

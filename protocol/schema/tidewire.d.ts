@@ -425,6 +425,7 @@ export type ErrorCode =
   | "upstream_rejected"
   | "upstream_unavailable"
   | "upstream_timeout"
+  | "output_invalid"
   | "all_targets_failed"
   | "store_unavailable"
   | "draining"

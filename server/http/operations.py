@@ -115,7 +115,7 @@ OPERATIONS: Final = (
         completions.create,
         "createChatCompletion",
         {200: Reply("The answer.", models.ChatCompletion, (models.ChatCompletionChunk, models.ErrorAnswer), DONE)},
-        (400, 404, 409, 413, 415, 422, 429, 504),
+        (400, 404, 409, 413, 415, 422, 429, 502, 504),
         models.ChatCompletionRequest,
         parameters=(_KEY,),
         tells_limits=True,

@@ -226,7 +226,7 @@ class Conversations:
     async def _look(self, feed: Feed) -> None:
         meta = feed.keys.meta
         head, due, deleted = await self.store.call(meta, "HMGET", meta, "head", "due", "deleted", seconds=STEP_SECONDS)
-        if due is not None and float(due) <= time.time():
+        if is_late(due):
             await self.expire_calls(feed.keys)
         number = -2 if deleted else int(head or 0)
         if number != feed.head:
@@ -248,18 +248,22 @@ class Conversations:
             raise too_long(needed, room)
         assert send.conversation is not None
         place = self.place(who, send.conversation)
-        refusal = await self._refusal(who, place, given)
+        refusal = await self._refusal(who, place, given, send.parent)
         if refusal is not None:
             record = MessageKeys.of(message_tag(who.tenant, who.kind, who.user, send.id)).record
             if not await self.store.call(record, "EXISTS", record):  # what is there already is attached to
                 raise refusal
 
-    async def _refusal(self, who: Principal, place: Place, given: Sequence[Map]) -> ProtocolError | None:
+    async def _refusal(
+        self, who: Principal, place: Place, given: Sequence[Map], parent: str | None
+    ) -> ProtocolError | None:
         limits = self.tiers.get(who.tier)
         listed = await self.register(who, place.id)
-        deleted, entries, size = await self.store.call(
-            place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes"
+        deleted, entries, size, due, asker = await self.store.call(
+            place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes", "due", "asker"
         )
+        if is_late(due):
+            await self.expire_calls(place.keys)
         if deleted:
             await self.unlist(who, place)
             return unknown(place.id)
@@ -274,11 +278,23 @@ class Conversations:
             if None in found:
                 missing = wanted[found.index(None)]
                 return ProtocolError("invalid_frame", f"send: this conversation has no part {missing!r}")
-        answered = {message["tool_call_id"] for message in given if message["role"] == "tool"}
-        missing_calls = [call for call in await self.open_calls(place.keys) if call not in answered]
-        if answered and missing_calls:
+        return await self._wrong_results(place, given, parent) if asker is not None else None
+
+    async def _wrong_results(self, place: Place, given: Sequence[Map], parent: str | None) -> ProtocolError | None:
+        """Results have to complete the set, and none may be there already."""
+        results = [message["tool_call_id"] for message in given if message["role"] == "tool"]
+        if not results:
+            return None
+        calls = await self.calls(place.keys)
+        if missing := [call for call, answered in calls.items() if not answered and call not in results]:
             return ProtocolError(
-                "invalid_frame", "send: results of other tool calls are missing", details={"missing": missing_calls}
+                "invalid_frame", "send: results of other tool calls are missing", details={"missing": missing}
+            )
+        if parent is None and (again := [call for call in results if calls.get(call)]):
+            return ProtocolError(
+                "invalid_frame",
+                "send: these tool calls have results already; go on without theirs",
+                details={"answered": again},
             )
         return None
 
@@ -306,10 +322,10 @@ class Conversations:
         index = conversation_index(user_tag(who.tenant, who.kind, who.user))
         await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
 
-    async def open_calls(self, keys: ConversationKeys) -> list[str]:
-        """The tool calls at the end of the conversation that nobody has answered."""
-        flat = await self.store.call(keys.calls, "HGETALL", keys.calls)
-        return [flat[i].decode() for i in range(0, len(flat), 2) if not flat[i + 1]]
+    async def calls(self, keys: ConversationKeys, seconds: float = IMPATIENT) -> dict[str, bool]:
+        """The tool calls at the end of the conversation: whether each has its result. Raises `StoreError`, …"""
+        flat = await self.store.call(keys.calls, "HGETALL", keys.calls, seconds=seconds)
+        return {flat[i].decode(): bool(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     async def enter(
         self, place: Place, message_id: str, token: bytes, request: Map, reopened: bool,
@@ -472,10 +488,13 @@ class Conversations:
 
     async def overview(self, place: Place, seconds: float = IMPATIENT) -> Overview:
         """What is known of it. Raises `ProtocolError("conversation_unknown")`, `StoreError`, `TimeoutError`."""
-        names = ("created", "deleted", "head", "title", "tip", "current", "queue", "entries", "bytes", "updated")
+        names = ("due", "created", "deleted", "head", "title", "tip", "current", "queue", "entries", "bytes", "updated")
         found = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, *names, seconds=seconds)
+        if is_late(found[0]):
+            await self.expire_calls(place.keys)
+            found = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, *names, seconds=seconds)
         created, deleted, head, title, tip, current, queue, entries, size, updated = (
-            value.decode() if value is not None else None for value in found
+            value.decode() if value is not None else None for value in found[1:]
         )
         if created is None or deleted is not None:
             raise unknown(place.id)
@@ -494,9 +513,11 @@ class Conversations:
         """
         args = ["after" if after else "before", anchor, limit, budget, "1" if pins else "", branch]
         keys = place.keys
-        reply = await self.store.run(
-            CONVERSATION_PAGE, [keys.meta, keys.headers, keys.bodies, keys.children], args, seconds
-        )
+        read = [keys.meta, keys.headers, keys.bodies, keys.children]
+        reply = await self.store.run(CONVERSATION_PAGE, read, args, seconds)
+        if len(reply) > 1 and is_late(reply[9]):
+            await self.expire_calls(keys)
+            reply = await self.store.run(CONVERSATION_PAGE, read, args, seconds)
         if reply[0] == b"deleted":
             raise unknown(place.id)
         if reply[0] == b"anchor":
@@ -614,45 +635,36 @@ class Conversations:
         parts: dict[str, bytes] = {}
         args: list[Any] = []
         now = time.time()
+        keys = place.keys
+        due, asker = await self.store.call(keys.meta, "HMGET", keys.meta, "due", "asker", seconds=STEP_SECONDS)
+        if is_late(due):
+            await self.expire_calls(keys)
         for message in pure.inputs_of(given):
             if message["role"] != "tool":
                 raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
-            args += self._tool_entry(place, message, now, parts)
+            args += _tool_entry(asker or b"", message, now, parts)
         if parts:
-            await self._store_parts(place.keys, parts, STEP_SECONDS)
-        return await self._append(place.keys, args, False)
-
-    def _tool_entry(self, place: Place, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:
-        call = message["tool_call_id"]
-        body = {"message": pure.by_reference(message, parts), "created": now, **known}
-        name = pure.entry_id(place.tag, call)
-        shown = Entry(name, None, 0, "tool", "done", "", body).shown()
-        del shown["parent"], shown["message"]
-        return [
-            call,
-            name,
-            pure.size_of(body),
-            pure.count_tokens(body["message"]),
-            orjson.dumps(body),
-            orjson.dumps({"type": "message", **shown}),
-        ]
+            await self._store_parts(keys, parts, STEP_SECONDS)
+        return await self._append(keys, asker, args, False)
 
     async def expire_calls(self, keys: ConversationKeys) -> None:
-        """Answers that did not come in time are marked as lost, for everybody to see."""
-        flat = await self.store.call(keys.calls, "HGETALL", keys.calls, seconds=STEP_SECONDS)
-        args: list[Any] = []
-        place = Place("", keys.meta.decode(), keys)
-        for i in range(0, len(flat), 2):
-            if not flat[i + 1]:
-                message = {"role": "tool", "tool_call_id": flat[i].decode(), "content": pure.NO_RESULT}
-                args += self._tool_entry(place, message, time.time(), {}, timed_out=True)
-        await self._append(keys, args, True)
+        """Answers that did not come in time are marked as lost, for everybody to see.
 
-    async def _append(self, keys: ConversationKeys, args: Sequence[Any], only_late: bool) -> list[str]:
-        now = repr(time.time())
-        reply = await self._run(
-            CONVERSATION_APPEND, keys, [now, self._ttl, LOG_EVENTS, "1" if only_late else "", *args], STEP_SECONDS
-        )
+        Done by whoever comes next: who watches, reads, answers or goes on. Raises `StoreError` or `TimeoutError`.
+        """
+        asker = await self.store.call(keys.meta, "HGET", keys.meta, "asker", seconds=STEP_SECONDS)
+        args: list[Any] = []
+        for call, answered in (await self.calls(keys, STEP_SECONDS)).items():
+            if not answered:
+                message = {"role": "tool", "tool_call_id": call, "content": pure.NO_RESULT}
+                args += _tool_entry(asker or b"", message, time.time(), {}, timed_out=True)
+        await self._append(keys, asker, args, True)
+
+    async def _append(
+        self, keys: ConversationKeys, asker: bytes | None, entries: Sequence[Any], only_late: bool
+    ) -> list[str]:
+        args = [repr(time.time()), self._ttl, LOG_EVENTS, "1" if only_late else "", asker or "", *entries]
+        reply = await self._run(CONVERSATION_APPEND, keys, args, STEP_SECONDS)
         if reply[0] == b"deleted":
             raise unknown("")
         return [call.decode() for call in reply[1:]]
@@ -698,6 +710,24 @@ class Conversations:
 
 class Ended(Exception):
     """The message has had its turn and has ended."""
+
+
+def is_late(due: bytes | None) -> bool:
+    """Whether the time for answers to tool calls is over."""
+    return float(due or "inf") <= time.time()
+
+
+def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:
+    """A tool's result as the script takes it; its id follows from the message that called the tool."""
+    call = message["tool_call_id"]
+    body = {"message": pure.by_reference(message, parts), "created": now, **known}
+    name = pure.entry_id(asker.decode(), call)
+    shown = Entry(name, None, 0, "tool", "done", "", body).shown()
+    del shown["parent"], shown["message"]
+    return [
+        call, name, pure.size_of(body), pure.count_tokens(body["message"]), orjson.dumps(body),
+        orjson.dumps({"type": "message", **shown}),
+    ]  # fmt: skip
 
 
 def unknown(conversation: str) -> ProtocolError:

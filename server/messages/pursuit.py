@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import msgpack
 import structlog
 
 from server.messages import request as asked
+from server.messages import structured
 from server.messages.answer import Answer
 from server.messages.conversation import TooLong
 from server.messages.conversations import too_long
@@ -146,6 +148,7 @@ class Pursuit:
                     return winner
                 flight = winner
                 finish = await self._pump(flight)
+                await self._check_format(finish)
             flight.ticket.well(flight.tally.longest_gap)
             self._ended(flight, "done")
             return Landed(finish, flight)
@@ -191,6 +194,17 @@ class Pursuit:
                 flight.tally.asked_at = time.time()  # while we pause the model is not slow
         raise UpstreamFailure(Fault.BROKEN_STREAM, "the stream ended without a finish reason")
 
+    async def _check_format(self, finish_reason: str) -> None:
+        """Whether the answer fits what was asked for. Raises `UpstreamFailure`, `JournalLost`."""
+        wanted = self.life.claim.request.get("response_format")
+        if wanted is None or not structured.wants_check(wanted, finish_reason):
+            return
+        text = await self.answer.standing_text()
+        try:
+            await asyncio.to_thread(structured.check, wanted, text)
+        except structured.Mismatch as mismatch:
+            raise UpstreamFailure(Fault.OFF_FORMAT, str(mismatch), detail=str(mismatch)) from None
+
     def _fell(self, flight: Flight, failure: UpstreamFailure) -> GiveUp | None:
         """An attempt failed; None: go on with the next target."""
         row, name = CONSEQUENCES[failure.fault], flight.step.target
@@ -198,7 +212,8 @@ class Pursuit:
         flight.ticket.failed(failure.fault, failure.retry_after_seconds)
         self._ended(flight, row.code)
         # never the provider's own words, which may quote keys or prompts
-        reason = Reason(row.code, row.meaning, row.error_class, _milliseconds(failure.retry_after_seconds))
+        meaning = row.meaning if failure.detail is None else f"{row.meaning} Here: {failure.detail}."
+        reason = Reason(row.code, meaning, row.error_class, _milliseconds(failure.retry_after_seconds))
         return self.plan.failed(flight.step, row, reason, self.answer.shown)
 
     async def _close(self, flight: Flight, outcome: str) -> None:

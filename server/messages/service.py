@@ -30,6 +30,7 @@ from server.messages.prompted import Prompted
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.messages.state import State
+from server.messages.structured import check_format
 from server.prompts import request as prompted
 from server.prompts.service import Prompts
 from server.quotas.base import Payer
@@ -127,6 +128,7 @@ class Messages:
         `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
         """
         self._check_route(send.model)
+        check_format(send.response_format)
         origin = replace(origin, tags=tags_of(send.metadata))
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)

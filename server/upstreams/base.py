@@ -83,6 +83,8 @@ class Fault(StrEnum):
     """400, 422 and other 4xx: the request itself is at fault."""
     CONTEXT_LENGTH = "context_length"
     CONTENT_FILTER = "content_filter"
+    OFF_FORMAT = "off_format"
+    """The whole answer came, and does not fit the `response_format` that was asked for."""
     WORKER_LOST = "worker_lost"
     """The child process that serves this target died."""
 
@@ -91,7 +93,13 @@ class UpstreamFailure(Exception):
     """An attempt failed. The text is for the log and never contains credentials or message text."""
 
     def __init__(
-        self, fault: Fault, message: str, *, status: int | None = None, retry_after_seconds: float | None = None
+        self,
+        fault: Fault,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_seconds: float | None = None,
+        detail: str | None = None,
     ) -> None:
         super().__init__(message)
         self.fault = fault
@@ -99,6 +107,8 @@ class UpstreamFailure(Exception):
         self.status = status
         """HTTP status the provider answered, if it did."""
         self.retry_after_seconds = retry_after_seconds
+        self.detail = detail
+        """What the client may read of it beside the fault's meaning: never words of the provider or of the model."""
 
 
 @dataclass(frozen=True, slots=True)

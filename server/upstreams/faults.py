@@ -166,6 +166,13 @@ _TABLE: Final = (
         "The provider's filter refuses the content. To try it elsewhere would be to evade the filter.",
     ),
     Consequence(
+        Fault.OFF_FORMAT,
+        "output_invalid",
+        "ignored",
+        "next_target",
+        "The answer came to its end and does not fit the `response_format`. Another model may do better.",
+    ),
+    Consequence(
         Fault.WORKER_LOST,
         "upstream_unavailable",
         "counts",

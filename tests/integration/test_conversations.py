@@ -348,6 +348,43 @@ async def test_lost_answers_to_tool_calls_time_out_for_all_to_see(here: Place) -
         assert view.text
 
 
+async def test_lost_answers_time_out_though_nobody_watches_and_whoever_comes_next_sees_it(valkey_url: str) -> None:
+    async with place(valkey_url, 2) as here:
+        first, second = here.nodes
+        first.node.conversations.tool_seconds = 0.0  # the other node did not make the calls and knows nothing of it
+        for conversation in ("read", "looked-at", "answered", "went-on"):
+            async with wire(first.url) as client:
+                view = await chat(
+                    client, conversation, "script tokens=3 tool=weather tools=2", conversation=conversation
+                )
+            call = view.tool_calls[0]["id"]
+            async with wire(second.url) as other:
+                if conversation == "looked-at":
+                    assert (await ask(other, "get", conversation))["entries"] == 4
+                elif conversation == "answered":  # too late
+                    result = {"role": "tool", "tool_call_id": call, "content": "sunny"}
+                    assert (await ask(other, "answer", conversation, input=result))["missing"] == []
+                    await say(other, "late", [result], conversation=conversation)
+                    error = await other.error("late")
+                    assert (error["code"], error["details"]) == ("invalid_frame", {"answered": [call]})
+                elif conversation == "went-on":
+                    await chat(other, "next", "script tokens=3", conversation=conversation)
+                page = (await history(other, conversation))["messages"][:4]
+            assert [m["role"] for m in page] == ["user", "assistant", "tool", "tool"]
+            assert [(m["content"], m["timed_out"]) for m in page[2:]] == [("no result", True)] * 2
+
+
+async def test_calls_of_later_answers_may_have_the_same_ids(here: Place) -> None:
+    async with wire(here.url) as client:
+        for number in range(2):
+            view = await chat(client, f"m{number}", "script tokens=3 tool=weather seed=t")
+            (call,) = view.tool_calls
+            result = {"role": "tool", "tool_call_id": call["id"], "content": f"sunny {number}"}
+            assert (await ask(client, "answer", input=result))["missing"] == []
+        results = [m["content"] for m in (await history(client))["messages"] if m["role"] == "tool"]
+        assert results == ["sunny 0", "sunny 1"]
+
+
 async def test_a_large_part_is_stored_once_and_sent_by_reference(here: Place) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 60_000}}
     async with wire(here.url) as client:

@@ -60,6 +60,8 @@ class Script:
     chunk: int = 1
     """Pieces per event."""
     seed: str = ""
+    say: str = ""
+    """This text instead, which has no spaces; four characters a piece."""
     unicode: bool = False
     """Words of many scripts, and network writes that end within a character."""
     escape: bool = False
@@ -274,6 +276,9 @@ def _tokens(script: Script, digest: str) -> tuple[list[str], list[bytes]]:
     head = f"#{digest[:8]}"
     if script.bytes:
         return _sized(script, head, int(digest[8:16], 16))
+    if script.say:
+        pieces = [script.say[at : at + 4] for at in range(0, len(script.say), 4)]
+        return pieces, [_inside(piece, script.escape) for piece in pieces]
     ring, encoded = _ring(script.unicode, script.escape)
     start = int(digest[8:16], 16) % RING
     count = max(0, script.tokens - 1)

@@ -87,7 +87,7 @@ if old[7] == token and old[5] == 'running' then
       for i = 12, #ARGV do
         redis.call('HSET', KEYS[7], ARGV[i], '')
       end
-      redis.call('HSET', KEYS[1], 'due', ARGV[10])
+      redis.call('HSET', KEYS[1], 'due', ARGV[10], 'asker', m)
     end
   end
 end

@@ -4,10 +4,11 @@
 -- ARGV[1]  now, Unix seconds   ARGV[2]  time to live of the conversation, milliseconds
 -- ARGV[3]  events kept in the log, about
 -- ARGV[4]  '1': only if the time for answers is over
--- ARGV[5…] six of each: tool call id, entry id, bytes, tokens, body, event
+-- ARGV[5]  the message whose calls they answer; another one's are left alone
+-- ARGV[6…] six of each: tool call id, entry id, bytes, tokens, body, event
 --
 -- {'deleted'}   {'appended', open call, …}: the calls that are still open
-local have = redis.call('HMGET', KEYS[1], 'deleted', 'tip', 'head', 'entries', 'bytes', 'due', 'turn')
+local have = redis.call('HMGET', KEYS[1], 'deleted', 'tip', 'head', 'entries', 'bytes', 'due', 'turn', 'asker')
 if have[1] then
   return {'deleted'}
 end
@@ -22,7 +23,7 @@ local function header(id)
   return found
 end
 
-for i = 5, #ARGV, 6 do
+for i = 6, have[8] == ARGV[5] and #ARGV or 0, 6 do
   local call, id = ARGV[i], ARGV[i + 1]
   local late = have[6] and tonumber(have[6]) <= tonumber(ARGV[1])
   if redis.call('HGET', KEYS[7], call) == '' and redis.call('HEXISTS', KEYS[2], id) == 0 and (ARGV[4] == '' or late) then

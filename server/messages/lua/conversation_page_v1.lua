@@ -8,9 +8,10 @@
 -- ARGV[6]  an entry: the branch that goes through it to its newest end; '' the chosen one
 --
 -- {'deleted'}  {'anchor'}: no such entry (on this branch)
--- {head, tip, current, queue, title, more, {id, header, body, siblings, …}, {the same of earlier pinned ones}, pins}
+-- {head, tip, current, queue, title, more, {id, header, body, siblings, …}, {the same of earlier pinned ones}, pins, due}
+-- `due`: when open tool calls time out, Unix seconds; '' if there are none
 -- `more`: '1' if the branch goes on beyond the page, in the direction of reading
-local have = redis.call('HMGET', KEYS[1], 'deleted', 'head', 'tip', 'current', 'queue', 'title', 'pins')
+local have = redis.call('HMGET', KEYS[1], 'deleted', 'head', 'tip', 'current', 'queue', 'title', 'pins', 'due')
 if have[1] then
   return {'deleted'}
 end
@@ -102,4 +103,4 @@ if for_model and id ~= '' then
     end
   end
 end
-return {have[2] or '0', tip, have[4] or '', have[5] or '', have[6] or '', more, page, pinned, have[7] or ''}
+return {have[2] or '0', tip, have[4] or '', have[5] or '', have[6] or '', more, page, pinned, have[7] or '', have[8] or ''}
