@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -25,6 +26,8 @@ from server.store.link import StoreError
 MOST: Final = 200
 """Most conversations or entries on one page."""
 USUAL: Final = 50
+TIME_PATTERN: Final = r"[0-9]{1,12}(\.[0-9]{1,9})?"
+"""A time as the list of conversations tells it: Unix seconds."""
 SECONDS: Final = 2.0
 """How long reading a page may take."""
 
@@ -155,10 +158,6 @@ def _time(request: Request) -> float | None:
     given = text(request, "before")
     if given is None:
         return None
-    try:
-        found = float(given)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < 1e12:
+    if not re.fullmatch(TIME_PATTERN, given):
         raise BadRequest("`before` has to be the `next` of the page before.", "before")
-    return found
+    return float(given)

@@ -254,7 +254,12 @@ OPERATIONS: Final = (
         (400,),
         parameters=(
             _MOST,
-            _parameter("before", "query", "The `next` of the page before.", {"type": "string", "maxLength": 32}),
+            _parameter(
+                "before",
+                "query",
+                "The `next` of the page before.",
+                {"type": "string", "pattern": f"^{conversations.TIME_PATTERN}$"},
+            ),
         ),
     ),
     Operation(
