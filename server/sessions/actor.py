@@ -360,8 +360,12 @@ class Session:
         self._deadline = asyncio.get_running_loop().call_later(seconds, self.close_soon, closing)
 
     def attend(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run something for as long as the connection lasts."""
-        return self._tasks.create_task(work, name=f"session {self.id}: {name}")
+        """Run something for as long as the connection lasts. Raises `CancelledError` if it is ending already."""
+        try:
+            return self._tasks.create_task(work, name=f"session {self.id}: {name}")
+        except RuntimeError:  # the group takes no more tasks
+            work.close()
+            raise asyncio.CancelledError from None
 
     # --- who and what -----------------------------------------------------------------------------------------------
 

@@ -96,11 +96,14 @@ class Subscription:
             )
             if found is None and self.cursor == 0:
                 return True  # it is not there yet
+            if self.quiet:
+                return False
             await self._say({"type": "conversation", "op": "deleted", "conversation": self.place.id})
             return False
         if gap or self.cursor > head:  # older events are gone, or Redis lost some
             self.cursor = self.live_after = head
-            await self._say({"type": "conversation", "op": "reset", "conversation": self.place.id, "seq": head})
+            if not self.quiet:
+                await self._say({"type": "conversation", "op": "reset", "conversation": self.place.id, "seq": head})
         return True
 
     async def _event(self, seq: int, event: Frame) -> None:

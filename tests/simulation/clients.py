@@ -11,7 +11,6 @@ from protocol.client.session import ClientSession
 from protocol.client.timing import Backoff, Beat, Heartbeat
 from tests.simulation.loop import Handle
 from tests.simulation.network import Peer, SimSocket
-from tests.simulation.upstream import request
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -56,7 +55,7 @@ class SimClient(Peer):
     def ask(self, message_id: str) -> None:
         """Ask for a message, once per device."""
         if message_id not in self.session.messages:
-            self.session.send(message_id, request(message_id))
+            self.session.send(message_id, self.world.request(message_id))
             self.flush()
 
     def follow(self, message_id: str) -> None:
@@ -80,7 +79,7 @@ class SimClient(Peer):
         """Ask for something else under an id that is taken."""
         if self.socket is not None and self.session.open:
             self.probes.add(message_id)
-            frame = {"type": "send", "id": message_id, **request(message_id, seed=self.number + 1)}
+            frame = {"type": "send", "id": message_id, **self.world.request(message_id, seed=self.number + 1)}
             self.world.note(self.name, "probes", message_id)
             self.socket.deliver([frame])
 
@@ -230,7 +229,7 @@ class SimClient(Peer):
         message = self.session.messages.get(message_id)
         if message is not None and message.state is MessageState.LOST:
             self.session.forget(message_id)
-            self.session.send(message_id, request(message_id))
+            self.session.send(message_id, self.world.request(message_id))
             self.flush()
 
     # --- the end ---

@@ -51,10 +51,10 @@ def prepare() -> None:
     gc.disable()
 
 
-def play(schedule: Schedule, mutant: Mutant | None = None, verbose: bool = False) -> Outcome:
+def play(schedule: Schedule, mutant: Mutant | None = None, verbose: bool = False, kind: type[World] = World) -> Outcome:
     """Play one schedule with the shipped code, or with a mutant of it."""
     random.seed(schedule.seed)
-    world = World(schedule, mutant.edit_script if mutant is not None else None, verbose)
+    world = kind(schedule, mutant.edit_script if mutant is not None else None, verbose)
     violation = None
     try:
         world.run()

@@ -47,7 +47,7 @@ from tests.simulation.clients import SimClient
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
 from tests.simulation.network import Delays, SimLink, SimServer, SimSocket
 from tests.simulation.schedule import OUTPUT_TOKENS, Schedule
-from tests.simulation.upstream import SimDriver, Upstream
+from tests.simulation.upstream import SimDriver, Upstream, request
 
 QUIET_SECONDS: Final = 60.0
 """How long after the last fault everything must have come to an end."""
@@ -263,6 +263,8 @@ class SimNode:
 class World:
     """See the module. `run` plays the schedule to its end and raises `Violation`."""
 
+    judge: type[Check] = Check
+
     def __init__(
         self, schedule: Schedule, edit_script: Callable[[bytes], bytes] | None = None, verbose: bool = False
     ) -> None:
@@ -274,7 +276,7 @@ class World:
         self.tracing = verbose
         self.trace: list[str] = []
         self.digest = 0
-        self.check = Check(self)
+        self.check = self.judge(self)
         keep_undo = any(step.kind == "crash" and step.args[1] for step in schedule.steps)
         self.server = SimServer(self.loop, self.delays, self.chance, keep_undo, edit_script)
         self.server.watch = self.check.ran
@@ -293,6 +295,10 @@ class World:
         self._faults_end = max((step.at for step in schedule.steps), default=0.0)
 
     # --- helpers ---
+
+    def request(self, message_id: str, **more: Any) -> dict[str, Any]:
+        """What a client asks for under this id."""
+        return request(message_id, **more)
 
     def note(self, *words: Any) -> None:
         """Add a line to the trace."""

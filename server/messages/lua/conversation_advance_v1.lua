@@ -64,7 +64,11 @@ local function remove(id)
 end
 
 local old = header(m)
-if old[7] == token and old[5] == 'running' then
+local queued = redis.call('HGET', KEYS[6], m) == token
+local turn = current == m and have[3] == token
+-- one that failed, was reopened and ends before it has entered once more is kept as it ended, too
+local again = (queued or turn) and old[4] == 'assistant' and old[7] ~= token and state ~= 'withdrawn'
+if (old[7] == token and old[5] == 'running') or again then
   if state == 'withdrawn' then
     local above = remove(m)
     while above ~= '' and header(above)[9] == m do
@@ -78,7 +82,7 @@ if old[7] == token and old[5] == 'running' then
       state = 'interrupted'
     end
     bytes = bytes + tonumber(ARGV[7]) - tonumber(old[6])
-    old[5], old[6], old[8] = state, ARGV[7], ARGV[11]
+    old[5], old[6], old[7], old[8] = state, ARGV[7], token, ARGV[11]
     redis.call('HSET', KEYS[2], m, table.concat(old, '|'))
     redis.call('HSET', KEYS[3], m, ARGV[8])
     log('{"state":"' .. state .. '","parent":"' .. old[1] .. '",' .. string.sub(ARGV[9], 2))
@@ -92,12 +96,11 @@ if old[7] == token and old[5] == 'running' then
   end
 end
 
-local queued = redis.call('HGET', KEYS[6], m) == token
 local was = current
 if queued then
   queue = without(queue, m)
   redis.call('HDEL', KEYS[6], m, m .. '!')
-elseif current == m and have[3] == token then
+elseif turn then
   current = string.match(queue, '^[^,]+') or ''
   queue = without(queue, current)
   redis.call('HSET', KEYS[1], 'current', current, 'turn', redis.call('HGET', KEYS[6], current) or '')

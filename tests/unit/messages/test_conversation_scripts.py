@@ -210,6 +210,8 @@ class Machine(RuleBasedStateMachine):
         asked = self.asked[data.draw(st.sampled_from(self.model.queue))]
         self.model.queue.remove(asked.name)
         self.model.urgent.discard(asked.name)
+        if asked.name in self.model.parents:  # it had failed in its first turn
+            self.model.states[asked.name] = "cancelled"
         self.tell_end(asked, "cancelled")
 
     @rule(data=st.data(), state=st.sampled_from(["done", "failed", "cancelled", "withdrawn"]))
@@ -244,12 +246,26 @@ class Machine(RuleBasedStateMachine):
         model = self.model
         busy = {model.current, *model.queue}
         failed = [n for n, s in model.states.items() if s == "failed" and n in self.asked and n not in busy]
-        if not failed or model.current:
+        if not failed:
             return
         asked = self.asked[data.draw(st.sampled_from(failed))]
         asked.run += 1
-        model.current = asked.name
+        if model.current:  # `on_busy` of what was accepted before: it does not wait less, but is refused no more
+            self.wait_again(asked)
+        else:
+            model.current = asked.name
         self.take(asked)
+
+    def wait_again(self, asked: Asked) -> None:
+        model = self.model
+        place = len(model.queue)
+        if asked.on_busy in URGENT:
+            place = sum(name in model.urgent for name in model.queue)
+            model.urgent.add(asked.name)
+            model.stop = model.current
+            if asked.on_busy == "rollback":
+                model.undo = model.current
+        model.queue.insert(place, asked.name)
 
     @precondition(lambda self: self.model.parents)
     @rule(data=st.data())
