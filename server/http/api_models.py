@@ -382,7 +382,7 @@ class ConversationPage(Answer):
 class ExportLine(Answer):
     """A line of an export. `user` is the first; `end`, with the counts, the last: without it something is missing."""
 
-    object: Literal["user", "conversation", "entry", "part", "message", "end"]
+    object: Literal["user", "conversation", "entry", "part", "message", "job", "job_item", "job_result", "end"]
 
 
 class UserDeleted(Answer):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -19,6 +20,8 @@ from server.http.auth import authenticate
 from server.http.errors import BadRequest
 from server.http.host import Api
 from server.http.transport import drop
+from server.jobs.job import Job
+from server.jobs.told import as_job
 from server.messages.personal import Personal
 from server.messages.service import unavailable
 from server.sessions.actor import user_of
@@ -26,6 +29,17 @@ from server.store.link import StoreError
 
 log = structlog.get_logger("http")
 
+JOBS_AT_ONCE: Final = 100
+COUNTED: Final = {
+    "conversation": "conversations",
+    "entry": "entries",
+    "part": "parts",
+    "message": "messages",
+    "job": "jobs",
+    "job_item": "job_items",
+    "job_result": "job_results",
+}
+"""Kind of a line → how the last one counts it."""
 BUFFER_BYTES: Final = 65_536
 """About so much is sent at once."""
 HEADERS: Final = {"Cache-Control": "no-store", "Content-Disposition": 'attachment; filename="tidewire.jsonl"'}
@@ -64,6 +78,8 @@ async def _named(api: Api, request: Request) -> Principal:
 
 async def _delete(api: Api, who: Principal) -> Response:
     try:
+        async for job in _jobs(api, who):  # first, so that they ask for nothing any more
+            await api.jobs.erase(job)
         gone = await Personal(api.messages, who).delete()
     except (StoreError, TimeoutError):
         raise unavailable() from None
@@ -77,6 +93,41 @@ async def _delete(api: Api, who: Principal) -> Response:
         "left": gone.left,
     }
     return JSONResponse(answer, 202 if gone.left else 200)
+
+
+async def _jobs(api: Api, who: Principal) -> AsyncGenerator[Job, None]:
+    """All jobs of a user, as they are listed now. Raises `ProtocolError`."""
+    found: list[Job] = []
+    after, more = None, True
+    while more:
+        page, more = await api.jobs.page(who, after, JOBS_AT_ONCE)
+        found += page
+        after = page[-1].id if page else None
+        more = more and bool(page)
+    for job in found:
+        yield job
+
+
+async def _everything(api: Api, who: Principal) -> AsyncGenerator[dict[str, Any], None]:
+    """Every line of an export. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
+    counts = dict.fromkeys(COUNTED.values(), 0)
+    async for line in _lines(api, who):
+        if line["object"] in COUNTED:
+            counts[COUNTED[line["object"]]] += 1
+        yield line
+    yield {"object": "end", **counts}
+
+
+async def _lines(api: Api, who: Principal) -> AsyncGenerator[dict[str, Any], None]:
+    async for line in Personal(api.messages, who).lines():
+        yield line
+    async for job in _jobs(api, who):
+        yield as_job(job)
+        async for index, item in api.jobs.book.inputs(job):
+            yield {"object": "job_item", "job": job.id, "index": index, "input": orjson.loads(item)}
+        async for some in api.jobs.results(job):
+            for result in some.splitlines():
+                yield {**orjson.loads(result), "object": "job_result", "job": job.id}
 
 
 class Export(Response):
@@ -100,16 +151,16 @@ class Export(Response):
     async def _tell(self, scope: Scope, send: Send) -> None:
         started, held = False, bytearray()
         try:
-            async with aclosing(Personal(self._api.messages, self._who).lines()) as lines:
+            async with aclosing(_everything(self._api, self._who)) as lines:
                 async for line in lines:
                     held += orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
                     if len(held) >= BUFFER_BYTES:
                         await self._send(send, bytes(held), started)
                         started = True
                         held.clear()
-        except (StoreError, TimeoutError):
+        except (StoreError, TimeoutError, ProtocolError) as error:
             if not started:
-                raise unavailable() from None
+                raise (error if isinstance(error, ProtocolError) else unavailable()) from None
             log.warning("export_cut_off")
             drop(scope)
             return

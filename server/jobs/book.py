@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -187,6 +187,16 @@ class Book:
             return None
         rows = [(int(reply[i]), reply[i + 1], reply[i + 2].decode()) for i in range(3, len(reply), 3)]
         return Page(reply[0].decode(), reply[1].decode(), rows, int(reply[2]) if reply[2] else None)
+
+    async def inputs(self, job: Job) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Index and JSON of every item that has no result yet, in no order, some perhaps twice."""
+        key, cursor = job.keys.items, b"0"
+        while True:
+            cursor, flat = await self.store.call(key, "HSCAN", key, cursor, "COUNT", 100, seconds=STEP_SECONDS)
+            for i in range(0, len(flat), 2):
+                yield int(flat[i]), flat[i + 1]
+            if cursor == b"0":
+                return
 
     async def cancel(self, job: Job) -> list[int]:
         """Begin no item of it any more; the items that are running."""

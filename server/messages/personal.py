@@ -53,19 +53,16 @@ class Personal:
     # --- telling ------------------------------------------------------------------------------------------------------
 
     async def lines(self) -> AsyncGenerator[Map, None]:
-        """Everything, an object a line; the last one is `end`, with the counts of what was told."""
-        who, counts = self.who, {"conversations": 0, "entries": 0, "parts": 0, "messages": 0}
+        """Everything, an object a line."""
+        who = self.who
         yield {"object": "user", "tenant": who.tenant, "kind": who.kind, "user": who.user, "exported": time.time()}
         for name in await self._conversation_ids():
             async for line in self._conversation(name):
-                counts[_COUNTED[line["object"]]] += 1
                 yield line
         for message_id in await self._message_ids():
             message = await self._message(message_id)
             if message is not None:
-                counts["messages"] += 1
                 yield message
-        yield {"object": "end", **counts}
 
     async def _conversation(self, name: str) -> AsyncGenerator[Map, None]:
         place = Place.of(self._user, name)
@@ -179,4 +176,3 @@ class Personal:
 
 
 DELETED: Final = ProtocolError("message_unknown", "the message was deleted")
-_COUNTED: Final = {"conversation": "conversations", "entry": "entries", "part": "parts"}

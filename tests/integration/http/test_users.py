@@ -15,7 +15,7 @@ from server.http.api_models import ExportLine, UserDeleted
 from tests.integration.http.client import CHAT, MODEL, Place, events, place, refused, turns
 from tests.integration.http.test_messages import KEY, PLAIN_KEY, SECRET, bearer, sha
 from tests.upstreams.script import expected_text
-from tests.wire import eventually
+from tests.wire import eventually, eventually_true
 
 Map = dict[str, Any]
 OWN = "/v1/me/data"
@@ -129,7 +129,32 @@ async def test_an_export_tells_everything_once(here: Place) -> None:
     assert messages["m4"]["reasoning"]
     assert messages["m4"]["tool_calls"]
     assert messages["m5"]["state"] == "streaming"
-    assert lines[-1] == {"object": "end", "conversations": 1, "entries": 6, "parts": 1, "messages": 5}
+    counts = {"conversations": 1, "entries": 6, "parts": 1, "messages": 5}
+    assert lines[-1] == {"object": "end", **counts, "jobs": 0, "job_items": 0, "job_results": 0}
+
+
+async def test_jobs_are_told_and_deleted_too(here: Place) -> None:
+    anna = await token(here, "anna")
+    items = [{"messages": turns(f"script tokens=3 seed={HIDDEN}{number}")} for number in range(3)]
+    items.append({"messages": turns(f"script tokens=30 hang=mid\n{HIDDEN}")})
+    async with here.request("POST", "/v1/jobs", json={"items": items}, **bearer(anna)) as answer:
+        assert answer.status == 202, await answer.text()
+        job = (await answer.json())["id"]
+
+    async def three_are_done() -> bool:
+        async with here.request("GET", f"/v1/jobs/{job}", **bearer(anna)) as answer:
+            return bool((await answer.json())["items"]["done"] == 3)
+
+    await eventually_true(three_are_done)
+    lines = await export(here, OWN, anna)
+    assert [line["id"] for line in of(lines, "job")] == [job]
+    assert [HIDDEN in json.dumps(line["input"]) for line in of(lines, "job_item")] == [True]
+    assert len(of(lines, "job_result")) >= 3
+    async with here.request("DELETE", OWN, **bearer(anna)) as answer:
+        assert answer.status == 200, await answer.text()
+    await eventually(lambda: not here.node.node.keeper.finishing)
+    assert HIDDEN.encode() not in await dump(here.redis_url)
+    assert of(await export(here, OWN, anna), "job") == []
 
 
 @pytest.mark.parametrize("by_key", [False, True])
