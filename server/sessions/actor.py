@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from protocol.codec import Codec, DecodeError
 from protocol.errors import CloseCode, ProtocolError
-from protocol.frames import Frame, Hello, parse_client_frame
+from protocol.frames import ConversationRequest, Frame, Hello, parse_client_frame
 from server.access import scopes
 from server.access.identity import Principal
 from server.access.limits import ConnectionLimits, Pace, frame_pace
@@ -236,16 +236,18 @@ class Session:
                 raise ProtocolError("rate_limited", "too many frames", retry_after_ms=math.ceil(wait * 1000))
 
     async def _dispatch(self, frame: Frame) -> None:
-        """Frames about one message keep their order, and so do those for one conversation; others don't wait."""
-        message_id = getattr(frame, "id", None)
-        if message_id is None:
+        """Frames about one message keep their order, and so do those for one conversation; others don't wait.
+
+        A title waits for those before it and holds up nothing: it is as slow as a model.
+        """
+        lanes = _lanes(frame)
+        if not lanes:
             await HANDLERS[type(frame)](self, frame)
             return
         await self._slots.acquire()
-        conversation = getattr(frame, "conversation", None)
-        lanes = [message_id] if conversation is None else [message_id, f"in {conversation}"]
-        before = [self._pending[lane] for lane in lanes if lane in self._pending]
-        task = self._handlers.create_task(self._in_turn(frame, before), name=f"session {self.id}: {message_id}")
+        after = [*lanes, f"in {getattr(frame, 'conversation', None)}"]
+        before = [self._pending[lane] for lane in after if lane in self._pending]
+        task = self._handlers.create_task(self._in_turn(frame, before), name=f"session {self.id}: {lanes[0]}")
         self._pending |= dict.fromkeys(lanes, task)
         task.add_done_callback(lambda done: self._handled(lanes, done))
 
@@ -418,6 +420,16 @@ class Session:
         """Stop following."""
         self.out.drop(tag)
         self.hub.unfollow(tag, self.out)
+
+
+def _lanes(frame: Frame) -> list[str]:
+    """What the frame is about: those about the same are handled one after another. Empty: at once, before the next."""
+    message_id, conversation = getattr(frame, "id", None), getattr(frame, "conversation", None)
+    if message_id is not None:
+        return [message_id] if conversation is None else [message_id, f"in {conversation}"]
+    if isinstance(frame, ConversationRequest) and frame.op == "title":
+        return [f"title of {conversation}"]
+    return []
 
 
 def _told_id(value: object) -> str | None:

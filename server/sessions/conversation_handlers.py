@@ -65,10 +65,12 @@ class Subscription:
             del self.session.subscriptions[self.place.id]
 
     async def _follow_current(self) -> None:
-        """The answer that streams already."""
+        """The answer that streams already; one that has ended comes with its notice, as its turn is about to."""
         while not self.session.knows(self.current):
             try:
-                await self._follow(self.current)
+                found = await self.session.messages.find(self.session.principal, self.current)
+                if not found.ended:
+                    await self._follow(self.current)
                 return
             except ProtocolError as error:
                 if error.code != "store_unavailable":

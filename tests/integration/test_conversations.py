@@ -432,6 +432,17 @@ async def test_a_title_is_made_once_by_a_small_message_of_its_own(here: Place) -
         assert here.upstream.count("start") == 2
 
 
+async def test_a_title_holds_up_nothing(here: Place) -> None:
+    async with wire(here.url) as client:
+        await chat(client, "m1", "script tokens=5 first=1.0")  # the title takes as long
+        await client.send({"type": "conversation", "op": "title", "conversation": "c1"})
+        await client.send({"type": "ping", "nonce": 1})
+        wanted = ("pong", "conversation")
+        first = await client.until(lambda f: f["type"] in wanted)
+        then = await client.until(lambda f: f["type"] in wanted)
+        assert (first["type"], then["op"]) == ("pong", "title")
+
+
 async def test_deletion_really_deletes(here: Place) -> None:
     secret = "swordfish"
     async with wire(here.url) as client, wire(here.url) as other:
