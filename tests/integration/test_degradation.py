@@ -137,7 +137,7 @@ async def test_structured_output_and_tools_always_restart(valkey_url: str, reque
     route = {"on_midstream_failure": "continue"}
     async with place(valkey_url, route, {"prefill": True}) as here, wire(here.node.url) as client:
         here.upstream.fail("cut=event", "first")
-        messages = await client.ask("m1", "script tokens=60 seed=same", **request_)
+        messages = await client.ask("m1", 'script say={"text":"' + "x" * 200 + '"}', **request_)
         view = await client.ended("m1")
         whole(view, expected_text(messages, "second"))
         assert [a["mode"] for a in view.attempts] == ["fresh", "restart"]
