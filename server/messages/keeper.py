@@ -288,8 +288,8 @@ class Keeper:
         running = self.begin(claim)
         if old is not None:  # it lost the message while this node slept, and has not noticed yet: its fence is old
             old.cancel()
-        if claim.attempts:
-            running.life.promise()  # something was spent: it can't be refused any more, only go on
+        if claim.attempts or claim.run > 1:
+            running.life.promise()  # more than a claim stands under its id: it can't be refused any more, only go on
 
     async def _adopted(self, tag: str, keys: MessageKeys, fields: Mapping[str, bytes]) -> Claim:
         """What the dead owner left, as a claim."""

@@ -31,7 +31,7 @@ class Reservation:
             self.hold = await self._reserve(order)
         except ProtocolError as refusal:
             self.may_hold = refusal.code == "store_unavailable"  # then it may have happened
-            if self.may_hold or not (self.life.claim.attempts or self.life.promised):
+            if self.may_hold or self.life.untouched:
                 self.life.refuse(refusal)
             self.life.promise()  # more than a claim stands under its id
             return GiveUp(refusal.code, refusal.message, refusal.error_class, refusal.retry_after_ms, refusal.details)

@@ -50,6 +50,12 @@ class TalkCheck(Check):
         if current != truth.id:
             self.fail("turn", f"{truth.id} is answered, but it is the turn of {current or 'nobody'}")
 
+    def _released(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
+        super()._released(host, keys, args, reply)
+        truth = self.truths.get(keys[0])
+        if reply == 1:  # by what its owner had sent before it died: nobody has to take it over
+            self.orphans = [orphan for orphan in self.orphans if orphan[0] is not truth]
+
     def finally_(self) -> None:
         """See `Check`."""
         super().finally_()

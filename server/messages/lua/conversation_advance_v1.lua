@@ -69,7 +69,12 @@ local turn = current == m and have[3] == token
 -- one that failed, was reopened and ends before it has entered once more is kept as it ended, too
 local again = (queued or turn) and old[4] == 'assistant' and old[7] ~= token and state ~= 'withdrawn'
 if (old[7] == token and old[5] == 'running') or again then
-  if state == 'withdrawn' then
+  if state == 'withdrawn' and string.match(token, ':(%d+)$') ~= '1' then
+    -- it had failed before and was to run again: it stands as it did, and may enter once more
+    old[5], old[7] = 'failed', ''
+    redis.call('HSET', KEYS[2], m, table.concat(old, '|'))
+    log('{"type":"message","id":"' .. m .. '","role":"assistant","state":"failed","parent":"' .. old[1] .. '"}')
+  elseif state == 'withdrawn' then
     local above = remove(m)
     while above ~= '' and header(above)[9] == m do
       above = remove(above)

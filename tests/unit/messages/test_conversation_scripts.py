@@ -228,9 +228,11 @@ class Machine(RuleBasedStateMachine):
         """The current message was not admitted after all."""
         model = self.model
         asked = self.asked[model.current]
-        if any(above == asked.name for above in model.parents.values()) or asked.run > 1:
+        if any(above == asked.name for above in model.parents.values()) and asked.run == 1:
             return
-        if asked.name in model.parents:
+        if asked.run > 1:
+            model.states[asked.name] = "failed"
+        elif asked.name in model.parents:
             mine = {asked.name, *(entry_id(asked.name, n) for n in range(asked.inputs))}
             above = asked.name
             while above in mine:
