@@ -128,11 +128,12 @@ $(LIBRARY): $(STAMPS)/node $(PAGE_SOURCES)
 	@cd web-demo && npm run --silent library
 	@touch $@
 
-# What the tests drive beside Python: a browser, and Debian's Redis as a second store.
+# What the tests drive beside Python: a browser, Debian's Redis as a second store, PostgreSQL for the ledger.
 system:
 	@missing=; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	[ -n "$$missing" ] || exit 0; \
 	install="apt-get install -y --no-install-recommends$$missing"; \
 	if ! command -v apt-get >/dev/null; then \

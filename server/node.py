@@ -8,8 +8,7 @@ import random
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -21,7 +20,9 @@ from server.config import Settings
 from server.jobs import scripts as job_scripts
 from server.jobs.service import Jobs
 from server.jobs.webhooks import Webhooks
-from server.ledger.cost import Price
+from server.ledger import scripts as ledger_scripts
+from server.ledger.drain import Drain
+from server.ledger.prices import price_of, provider_of
 from server.messages import scripts
 from server.messages.conversations import Conversations, Limits
 from server.messages.events import EVENT_BYTES
@@ -53,6 +54,9 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.base import Driver, TargetSpec
 from server.upstreams.registry import Addresses, Parts, build
+
+if TYPE_CHECKING:
+    from server.ledger.book import Book
 
 log = structlog.get_logger("node")
 
@@ -106,6 +110,7 @@ class Node:
         settings = self.settings
         every_script = (
             *scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL, *job_scripts.ALL, *rollout.ALL,
+            *ledger_scripts.ALL,
         )  # fmt: skip
         self.store = await Store.connect(self.parts.redis_url, every_script)
         self.hub = Hub(self.store, settings.messages.tail_bytes)
@@ -126,6 +131,8 @@ class Node:
             self._nodes,
         )
         self.quotas.start()
+        self.ledger = Drain(self.store, self.id, self._open_book, self.metrics)
+        self.ledger.start()
         chance = random.SystemRandom()
         routes = {name: self._route(name) for name in settings.routes}
         watched = [Watched.of(spec) for spec in self._specs.values()]
@@ -178,6 +185,12 @@ class Node:
         webhooks = Webhooks(keys, kept.webhook_private, kept.webhook_retry_seconds)
         return Jobs(kept, self.messages, self.quotas, webhooks, self.metrics)
 
+    def _open_book(self) -> Book:
+        """The ledger's database, in a thread: loading SQL takes a while, and connecting may."""
+        from server.ledger.book import Book
+
+        return Book.open(self.settings.ledger.url)
+
     def _nodes(self) -> int:
         """How many nodes there were when Redis last answered, this one among them."""
         return self.ownership.others + 1
@@ -186,9 +199,8 @@ class Node:
         section = self.settings.targets[spec.name]
         driver = build(spec, self._upstreams)
         self._drivers.append(driver)
-        given = section.price_per_million_input, section.price_per_million_output
-        price = None if given == (None, None) else Price(given[0] or Decimal(0), given[1] or Decimal(0))
-        return Target(spec.name, spec.model, driver, price, spec.prefill, section.context_tokens)
+        price, provider = price_of(section), provider_of(section)
+        return Target(spec.name, spec.model, driver, price, spec.prefill, provider, section.context_tokens)
 
     def _limits(self) -> dict[str, Limits]:
         return {
@@ -277,6 +289,7 @@ class Node:
         await self.conversations.close()
         await self.rollouts.close()
         await self.quotas.close()
+        await self.ledger.close()
         await self.breakers.close()
         await self.ownership.close()
         await self.journal.close()

@@ -25,6 +25,7 @@ def settings_for(redis_url: str, upstream: str, overrides: Mapping[str, Any] | N
         "auth": {"anonymous": True},
         "targets": {"scripted": {"driver": "openai", "base_url": f"{upstream}/v1", "model": "scripted"}},
         "routes": {"default": {"targets": ["scripted"]}},
+        "ledger": {"url": "sqlite:///:memory:"},
     }
     for section, values in (overrides or {}).items():
         data[section] = {**data.get(section, {}), **values}

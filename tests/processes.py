@@ -54,6 +54,7 @@ def serve_config(redis_url: str, upstream: str, **sections: Mapping[str, Any]) -
         "auth": {"anonymous": True},
         "targets": {"scripted": {"driver": "openai", "base_url": f"{upstream}/v1", "model": "scripted"}},
         "routes": {"default": {"targets": ["scripted"]}},
+        "ledger": {"url": "sqlite:///:memory:"},
     }
     for section, values in sections.items():
         data[section] = {**data.get(section, {}), **values}

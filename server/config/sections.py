@@ -241,6 +241,8 @@ class TargetSettings(Section):
     """US dollars per million input tokens. Absent: the price list shipped with litellm."""
     price_per_million_output: Usd | None = None
     """US dollars per million output tokens."""
+    price_per_million_cached_input: Usd | None = None
+    """US dollars per million input tokens that the provider had cached. Absent: like other input."""
 
     @property
     def model_name(self) -> str:

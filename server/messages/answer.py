@@ -18,7 +18,7 @@ from server.messages.life import Life, until_redis_answers
 from server.messages.means import Means
 from server.messages.reader import Reader
 from server.messages.state import Happening, State
-from server.messages.tally import AttemptTally, user_usage, withdrawn
+from server.messages.tally import AttemptTally, own_records, user_cost, user_usage, withdrawn
 from server.routing.attempts import GiveUp, Try
 from server.upstreams.base import Batch
 
@@ -108,7 +108,7 @@ class Answer:
             **self._text(),
             "finish_reason": finish_reason,
             "usage": user_usage(self.tallies),
-            "cost_usd": as_usd(self._user_cost()),
+            "cost_usd": as_usd(user_cost(own_records(self.tallies, self.life.claim.run, ()))),
             "model": flight.tally.model,
             "target": flight.tally.target,
             "attempts": self.tallies[-1].number,
@@ -141,7 +141,8 @@ class Answer:
 
     def _end(self, event: dict[str, Any], error_class: ErrorClass = "permanent") -> None:
         state = self.life.state
-        self.records = [*self._earlier_records(), *self._own_records()]
+        earlier = self._earlier_records()
+        self.records = [*earlier, *own_records(self.tallies, self.life.claim.run, earlier)]
         self.outbox.end(
             event,
             End(
@@ -157,20 +158,6 @@ class Answer:
         if self._starts_over:  # what earlier runs brought does not stand any more
             return [withdrawn(record, self.life.claim.run) for record in earlier]
         return [dict(record) for record in earlier]
-
-    def _own_records(self) -> list[dict[str, Any]]:
-        run = self.life.claim.run
-        return [{**tally.record(self._cost(tally)), "run": run} for tally in self.tallies]
-
-    def _cost(self, tally: AttemptTally) -> int | None:
-        price = self.means.targets[tally.target].price
-        usage = tally.usage
-        return None if price is None else price.nano_dollars(usage.input, usage.output)
-
-    def _user_cost(self) -> int | None:
-        costs = [self._cost(tally) for tally in self.tallies if tally.stands]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known) if known else None
 
 
 def error_of(verdict: GiveUp) -> ProtocolError:

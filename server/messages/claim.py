@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.ledger.record import Account
 from server.messages import request as asked
 from server.messages.conversations import Place
+from server.messages.origin import Origin
 from server.prompts import request as prompted
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
@@ -44,6 +46,8 @@ class Claim:
     """Seq of the attempt since which the text stands."""
     user: tuple[str, str, str] = ("", "", "")
     """(tenant, kind, user): whose it is."""
+    origin: Origin = field(default_factory=lambda: Origin("ws"))
+    """Where it came from."""
 
     @property
     def place(self) -> Place | None:
@@ -57,6 +61,11 @@ class Claim:
         return prompted.used(self.request)
 
     @property
+    def account(self) -> Account:
+        """To whom its usage is booked."""
+        return account_of(self.tag, self.generation, self.id, self.user, self.origin, self.request)
+
+    @property
     def token(self) -> bytes:
         """What its conversation knows this run by."""
         return b"%s:%d" % (self.generation, self.run)
@@ -65,3 +74,28 @@ class Claim:
     def hold(self) -> str:
         """Under which its tokens are reserved."""
         return hold_id(self.tag, self.generation, self.run)
+
+
+def account_of(
+    tag: str,
+    generation: bytes,
+    message_id: str,
+    user: tuple[str, str, str],
+    origin: Origin,
+    request: asked.Request,
+) -> Account:
+    """To whom the usage of a message is booked; the same on every node, from its record alone."""
+    prompt = prompted.used(request)
+    return Account(
+        tag,
+        generation.decode("latin-1"),
+        message_id,
+        *user,
+        origin.tier,
+        origin.door,
+        origin.id,
+        request.get("model", "default"),
+        request.get("conversation"),
+        None if prompt is None else f"{prompt['name']}@{prompt['version']}",
+        origin.tags,
+    )

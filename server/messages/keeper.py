@@ -18,18 +18,20 @@ import msgpack
 import structlog
 
 from protocol.errors import ProtocolError
+from server.ledger.record import Account
 from server.messages import request as asked
-from server.messages.claim import Claim
+from server.messages.claim import Claim, account_of
 from server.messages.conversations import Place
 from server.messages.finalize import finalize, gather
 from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.life import until_redis_answers
 from server.messages.means import Means
 from server.messages.message import Running
+from server.messages.origin import Origin
 from server.messages.reader import Reader
 from server.messages.scripts import KEPT, RELEASE, TAKEOVER
 from server.messages.state import has_ended
-from server.messages.tally import lost_record, used_by, withdrawn
+from server.messages.tally import lost_record, settlement, withdrawn
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, active_set, hold_id, message_index, open_set, user_tag
@@ -125,7 +127,8 @@ class Keeper:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
             if ended:
-                await self._settle(claim.payer, claim.hold, used_by(running.answer.records, claim.run))
+                used = settlement(running.answer.records, claim.run, claim.account)
+                await self._settle(claim.payer, claim.hold, used)
                 await self._wind_up(claim)
             else:
                 self.means.quotas.let_go(claim.hold)
@@ -269,7 +272,7 @@ class Keeper:
         elif verdict == b"ended":
             fields = _fields(reply[1:])
             generation, run = fields["gen"], int(fields["run"])
-            used = used_by(msgpack.unpackb(fields["records"]), run)
+            used = settlement(msgpack.unpackb(fields["records"]), run, _account_of(tag, fields))
             await self._settle(_payer_of(fields), hold_id(tag, generation, run), used)
             place = Place.of(_user_of(fields), fields["conversation"].decode()) if "conversation" in fields else None
             await self.finish(keys, generation, run, fields["id"].decode(), place)
@@ -304,7 +307,7 @@ class Keeper:
             description = fields.get(f"attempt:{number}")
             if number not in told and description is not None:
                 records.append(
-                    lost_record(number, msgpack.unpackb(description), len(text) if number == made else 0, run)
+                    self._lost_record(number, description, len(text) if number == made else 0, run)
                 )
         log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
         return Claim(
@@ -326,8 +329,14 @@ class Keeper:
             standing_text=text,
             cancelled="cancel" in fields,
             base=int(fields.get("base", 0)),
-            user=(fields["tenant"].decode(), fields["kind"].decode(), fields["user"].decode()),
+            user=_names(fields),
+            origin=Origin.unpack(fields.get("origin")),
         )
+
+    def _lost_record(self, number: int, packed: bytes, text_bytes: int, run: int) -> dict[str, Any]:
+        description = msgpack.unpackb(packed)
+        target = self.means.targets.get(description["target"])  # none: another configuration
+        return lost_record(number, description, text_bytes, run, None if target is None else target.price)
 
     async def reconcile(self) -> None:
         """Look for messages that this node owns but does not run: claims that happened after they were given up."""
@@ -385,8 +394,22 @@ def _fields(flat: Sequence[bytes]) -> dict[str, bytes]:
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
+def _names(fields: Mapping[str, bytes]) -> tuple[str, str, str]:
+    return fields["tenant"].decode(), fields["kind"].decode(), fields["user"].decode()
+
+
+def _account_of(tag: str, fields: Mapping[str, bytes]) -> Account:
+    """To whom an ended message is booked; `req` is gone if its conversation was deleted."""
+    if "req" in fields:
+        request = asked.unpack(fields["req"])
+    else:
+        request = {name: fields[name].decode() for name in ("model", "conversation") if name in fields}
+    origin = Origin.unpack(fields.get("origin"))
+    return account_of(tag, fields["gen"], fields["id"].decode(), _names(fields), origin, request)
+
+
 def _user_of(fields: Mapping[str, bytes]) -> str:
-    return user_tag(fields["tenant"].decode(), fields["kind"].decode(), fields["user"].decode())
+    return user_tag(*_names(fields))
 
 
 def _payer_of(fields: Mapping[str, bytes]) -> Payer:

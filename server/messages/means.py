@@ -27,6 +27,8 @@ class Target:
     driver: Driver
     price: Price | None = None
     prefill: bool = False
+    provider: str = ""
+    """Who serves it, as OpenTelemetry names providers (`gen_ai.provider.name`)."""
     context_tokens: int | None = None
     """Size of the model's context, if it is known."""
 

@@ -36,10 +36,12 @@ class Origin:
     """The session's or the job's id; an HTTP request has none."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """See `tags_of`."""
+    tier: str = ""
+    """The user's tier when it was first asked for."""
 
     def pack(self) -> bytes:
         """As it stands in Redis."""
-        packed: bytes = msgpack.packb([self.door, self.id, dict(self.tags)])
+        packed: bytes = msgpack.packb([self.door, self.id, dict(self.tags), self.tier])
         return packed
 
     @classmethod

@@ -92,7 +92,14 @@ class Pursuit:
     async def _start(self, step: Try, target: Target, sent: dict[str, Any]) -> AttemptTally:
         """Allocate the attempt in the record before anything is spent."""
         now = time.time()
-        described = {"target": target.name, "model": target.model, "started_at": now}
+        estimate = self.question.input_estimate
+        described = {
+            "target": target.name,
+            "provider": target.provider,
+            "model": target.model,
+            "started_at": now,
+            "input": estimate,
+        }
         description = msgpack.packb(described | ({"sent": sent} if sent else {}))
         answer = await self._allocate([self.life.claim.fence, step.number, description])
         if answer < 0:
@@ -103,7 +110,9 @@ class Pursuit:
         if answer == 2 or self.life.stop_requested:
             self.life.stop_requested = True
             raise Stopped
-        tally = AttemptTally(step.number, target.name, target.model, now, self.question.input_estimate)
+        tally = AttemptTally(
+            step.number, target.name, target.model, now, estimate, provider_name=target.provider, price=target.price
+        )
         self.answer.tallies.append(tally)
         self.means.watch.attempt_started(target.name)
         return tally

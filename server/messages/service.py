@@ -129,7 +129,7 @@ class Messages:
         """
         self._check_route(send.model)
         check_format(send.response_format)
-        origin = replace(origin, tags=tags_of(send.metadata))
+        origin = replace(origin, tags=tags_of(send.metadata), tier=who.tier)
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:
@@ -408,6 +408,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         records=records,
         reason=Reason("retried", "the failed message was asked for again") if reopened else None,
         user=(who.tenant, who.kind, who.user),
+        origin=Origin.unpack(reply[8] or None) if reopened else wish.origin,
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
     )
 

@@ -7,9 +7,11 @@ the operator's (`payer`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from server.ledger.cost import Price
+from server.ledger.record import Account
 from server.quotas.base import Used
 from server.upstreams.base import Batch, TokenUsage
 
@@ -26,6 +28,10 @@ class AttemptTally:
     started_at: float
     input_estimate: int
     first_content_at: float | None = None
+    provider_name: str = ""
+    """Who serves the target, as OpenTelemetry names providers (`gen_ai.provider.name`)."""
+    price: Price | None = None
+    """Of the target's own model."""
     asked_at: float = 0.0
     """Since when the next batch is waited for."""
     longest_gap: float = 0.0
@@ -66,13 +72,32 @@ class AttemptTally:
             return self.provider
         return TokenUsage(self.input_estimate if self.chunks else 0, self.chunks)
 
-    def record(self, nano_dollars: int | None) -> dict[str, Any]:
+    @property
+    def cost(self) -> int | None:
+        """What the provider asks for it, in nano-dollars; None: its price is not known."""
+        usage = self.usage
+        if self.price is None:
+            return None
+        return self.price.nano_dollars(usage.input, usage.output, usage.cached, usage.reasoning)
+
+    def charge(self, pays_input: bool) -> int | None:
+        """What of the cost the user pays; not the input, if that was paid with an attempt before."""
+        if self.price is None or not self.stands:
+            return None if self.price is None else 0
+        if pays_input:
+            return self.cost
+        usage = self.usage
+        return self.price.at(usage.input).nano_dollars(0, usage.output, 0, usage.reasoning)
+
+    def record(self, run: int = 1, pays_input: bool = True) -> dict[str, Any]:
         """The usage record of this attempt, keyed (message, attempt) in the ledger."""
         usage = self.usage
         first = self.first_content_at
         return {
             "attempt": self.number,
+            "run": run,
             "target": self.target,
+            "provider": self.provider_name,
             "model": self.model,
             "outcome": self.outcome,
             "payer": "user" if self.stands else "operator",
@@ -81,28 +106,39 @@ class AttemptTally:
             "output_tokens": usage.output,
             "cached_tokens": usage.cached,
             "reasoning_tokens": usage.reasoning,
-            "cost_nano_usd": nano_dollars,
+            "pays_input": self.stands and pays_input,
+            "cost_nano_usd": self.cost,
+            "charged_nano_usd": self.charge(pays_input),
+            "price_version": None if self.price is None else self.price.version,
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "first_token_ms": None if first is None else round((first - self.started_at) * 1000),
         }
 
 
-def lost_record(number: int, description: dict[str, Any], text_bytes: int, run: int = 1) -> dict[str, Any]:
-    """The record of an attempt whose node was lost: nobody counted, so its output is estimated from the journal."""
+def lost_record(
+    number: int, description: Mapping[str, Any], text_bytes: int, run: int, price: Price | None
+) -> dict[str, Any]:
+    """The record of an attempt whose node was lost: nobody counted, so it is estimated from what was journaled."""
+    tokens_in = description.get("input", 0) if text_bytes else 0
+    tokens_out = -(-text_bytes // 4)
     return {
         "attempt": number,
         "run": run,
         "target": description["target"],
+        "provider": description.get("provider", ""),
         "model": description["model"],
         "outcome": "owner_lost",
         "payer": "operator",
         "source": "estimated",
-        "input_tokens": 0,
-        "output_tokens": -(-text_bytes // 4),
+        "input_tokens": tokens_in,
+        "output_tokens": tokens_out,
         "cached_tokens": 0,
         "reasoning_tokens": 0,
-        "cost_nano_usd": None,
+        "pays_input": False,
+        "cost_nano_usd": None if price is None else price.nano_dollars(tokens_in, tokens_out),
+        "charged_nano_usd": None if price is None else 0,
+        "price_version": None if price is None else price.version,
         "started_at": description["started_at"],
         "ended_at": None,
         "first_token_ms": None,
@@ -124,15 +160,41 @@ def user_usage(tallies: list[AttemptTally]) -> dict[str, int]:
     }
 
 
+def own_records(
+    tallies: Sequence[AttemptTally], run: int, earlier: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The records of one run's attempts, after those of `earlier` ones: the first that the user pays has the input."""
+    records, paid = [], any(record["payer"] == "user" for record in earlier)
+    for tally in tallies:
+        records.append(tally.record(run, not paid))
+        paid = paid or tally.stands
+    return records
+
+
+def user_cost(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The `cost_usd` of the end frame, in nano-dollars: what the user pays of these; None if no price is known."""
+    costs = [record["charged_nano_usd"] for record in records if record["payer"] == "user"]
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if known else None
+
+
 def withdrawn(record: Mapping[str, Any], run: int) -> dict[str, Any]:
     """The record of an attempt of an earlier owner or run whose text `run` replaced: the operator pays it now."""
     if record["payer"] == "operator":
         return dict(record)
-    return {**record, "payer": "operator", "withdrawn_in": run}
+    charged = record.get("charged_nano_usd")
+    return {
+        **record,
+        "payer": "operator",
+        "pays_input": False,
+        "charged_nano_usd": None if charged is None else 0,
+        "given_back_nano_usd": charged,
+        "withdrawn_in": run,
+    }
 
 
 def used_by(records: Sequence[Mapping[str, Any]], run: int) -> Used:
-    """What the user pays for one run, by the attempt records of the message: the settlement of the run's hold.
+    """What the user pays for one run, by the attempt records of the message.
 
     Input counts once, with the first attempt that stands. What an earlier run was settled with and this one withdrew
     is given back.
@@ -144,5 +206,21 @@ def used_by(records: Sequence[Mapping[str, Any]], run: int) -> Used:
     for sign, some, all_of_them in ((1, mine, paid), (-1, back, back)):
         if some and some[0] is all_of_them[0]:
             tokens += sign * some[0]["input_tokens"]
-    nano = sum(record["cost_nano_usd"] or 0 for record in mine) - sum(record["cost_nano_usd"] or 0 for record in back)
-    return Used(tokens, nano, dispatched=any(record.get("run", 1) == run for record in records))
+    nano = sum(record["charged_nano_usd"] or 0 for record in mine)
+    nano -= sum(record["given_back_nano_usd"] or 0 for record in back)
+    return Used(
+        tokens,
+        nano,
+        dispatched=any(record.get("run", 1) == run for record in records),
+    )
+
+
+def settlement(records: Sequence[Mapping[str, Any]], run: int, account: Account) -> Used:
+    """What the hold of one run is settled with; and for the ledger the records of all runs.
+
+    A node that died between the end of an earlier run and its settlement has not handed in that run's.
+    """
+    used = used_by(records, run)
+    if not records:
+        return used
+    return replace(used, entry=account.entry(records), attempts=max(record["attempt"] for record in records))

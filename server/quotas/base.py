@@ -59,6 +59,10 @@ class Used:
     nano_dollars: int = 0
     dispatched: bool = True
     """False: no attempt was started, so the request does not count either."""
+    entry: bytes = b""
+    """The usage records, packed (`server.ledger.record`): written into the ledger's stream with the settlement."""
+    attempts: int = 0
+    """The highest number of an attempt in `entry`."""
 
 
 class Quota(Protocol):

@@ -16,7 +16,7 @@ from server.quotas.bucket import Bucket
 from server.quotas.figures import read, sender
 from server.quotas.limits import MICRO, PREFIXES, SHOWN, Policies, Policy, refused, shown
 from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
-from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner, quota_tag, tenant_tag
+from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner, quota_tag, tenant_tag, usage_stream
 from server.store.link import StoreError
 from server.store.store import Store
 from server.telemetry.tasks import TaskOwner
@@ -155,8 +155,11 @@ class Quotas:
             self._remember_ms,
             "" if used.dispatched else "1",
             sender(self._node, payer),
+            used.entry,
+            used.attempts,
         ]
         keys = _keys(payer, hold, policy)
+        keys[3:3] = [usage_stream(quota_tag(payer.tenant))]
         reply = await self._store.run(SETTLE, keys, [*args, *_limit_args(policy)], STEP_SECONDS)
         self.held.pop(hold, None)
         if reply[0] != b"again":

@@ -175,6 +175,11 @@ def quota_hold(tag: str, hold: str) -> bytes:
     return f"{PREFIX}{{{tag}}}:h:{hold}".encode()
 
 
+def usage_stream(tag: str) -> bytes:
+    """Stream of usage records that wait to be written into the ledger's database; one for each quota tag."""
+    return f"{PREFIX}{{{tag}}}:u".encode()
+
+
 def tenant_tag(tenant: str) -> str:
     """The tag-like name of a tenant as a whole."""
     return _digest("t", tenant)
@@ -234,6 +239,15 @@ class JobKeys:
     def upload(self, nonce: str) -> tuple[bytes, bytes]:
         """Where items and names of an upload wait until the job is made of them."""
         return self.items + b":" + nonce.encode(), self.names + b":" + nonce.encode()
+
+
+# --- ledger ----------------------------------------------------------------------------------------------------------
+
+LEDGER_LEASE = f"{PREFIX}{{ledger}}:lease".encode()
+"""String: the node that drains the usage streams, with a time to live."""
+
+USER_HASH_KEY = f"{PREFIX}{{ledger}}:userkey".encode()
+"""String: the random key of the users' pseudonyms, where the configuration gives none."""
 
 
 # --- breakers --------------------------------------------------------------------------------------------------------

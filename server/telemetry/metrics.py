@@ -83,6 +83,23 @@ class Metrics:
         self._webhooks = Counter(
             "tidewire_webhooks", "Deliveries of webhooks: delivered, failed, given_up", ["outcome"], registry=registry
         )
+        self._ledger_records = Counter(
+            "tidewire_ledger_records", "Usage records brought into the ledger's database", registry=registry
+        )
+        self._ledger_lag = Gauge(
+            "tidewire_ledger_lag_seconds",
+            "Age of the oldest usage record not yet in the database, on the node that drains; elsewhere 0",
+            registry=registry,
+        )
+        self._ledger_trouble = Counter(
+            "tidewire_ledger_trouble",
+            "Records that came again with other content (conflict), could not be read (malformed), were refused by the "
+            "database (refused); times it did not answer (unavailable)",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("conflict", "malformed", "refused", "unavailable"):
+            self._ledger_trouble.labels(kind)  # an alarm needs the 0
         self._state_of: dict[str, str] = {}
 
     # --- sessions ---------------------------------------------------------------------------------------------------
@@ -155,6 +172,17 @@ class Metrics:
     def webhook_tried(self, outcome: str) -> None:
         """A delivery was made, failed, or is given up."""
         self._webhooks.labels(outcome).inc()
+
+    # --- ledger -----------------------------------------------------------------------------------------------------
+
+    def ledger_drained(self, records: int, lag_seconds: float) -> None:
+        """So many records are in the database; what is not is at most so old."""
+        self._ledger_records.inc(records)
+        self._ledger_lag.set(lag_seconds)
+
+    def ledger_trouble(self, kind: str, count: int = 1) -> None:
+        """`conflict`, `malformed`, `refused` or `unavailable`."""
+        self._ledger_trouble.labels(kind).inc(count)
 
     # --- targets ----------------------------------------------------------------------------------------------------
 

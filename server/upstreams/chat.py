@@ -15,6 +15,8 @@ from server.upstreams.base import Batch, Fault, Piece, TokenUsage, UpstreamFailu
 from server.upstreams.provider_errors import failure_inside
 
 DONE: Final = b"[DONE]"
+MOST_TOKENS: Final = 10**12
+"""What a provider says beyond it is nonsense that no record could hold."""
 
 _FINISH_REASONS: Final = {
     "stop": "stop",
@@ -214,7 +216,7 @@ def usage_of(usage: dict[str, Any]) -> TokenUsage:
 
 def _count(found: Any, name: str) -> int:
     value = found.get(name) if isinstance(found, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
+    return min(value, MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
 
 
 def _add_text(pieces: list[Piece], kind: str, texts: list[str]) -> None:

@@ -219,7 +219,7 @@ async def test_a_claim_made_while_an_earlier_one_is_taken_off_the_list_is_listed
     service, keeper = bench.node.messages, bench.node.keeper
     reply = await service._claim(WHO, bench.send, ORIGIN, bench.tag, bench.keys, b"gen")
     await keeper._unlist(bench.tag)
-    keeper.begin(_claimed(WHO, bench.send, bench.tag, bench.keys, b"gen", reply))
+    keeper.begin(_claimed(WHO, bench.send, ORIGIN, bench.tag, bench.keys, b"gen", reply))
     key = open_set(bench.node.id)
     async with asyncio.timeout(2.0):  # sooner than the next reconciliation
         while bench.tag.encode() not in await bench.node.store.call(key, "SMEMBERS", key):  # noqa: ASYNC110

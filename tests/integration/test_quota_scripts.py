@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
-from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner
+from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner, usage_stream
 from server.store.store import Script
 from tests.quota_book import Book
 
@@ -46,9 +46,11 @@ class Scripts:
         args = [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if forced else "", "who", *self.args]
         return self._run(RESERVE, keys, args)
 
-    def settle(self, hold: str, tokens: int, nano: int = 0, undispatched: bool = False) -> list[Any]:
-        keys = [quota_clock(TAG), quota_hold(TAG, hold), CHANNEL, *self.keys]
-        args = [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if undispatched else "", "who", *self.args]
+    def settle(
+        self, hold: str, tokens: int, nano: int = 0, undispatched: bool = False, entry: str = "", attempts: int = 0
+    ) -> list[Any]:
+        keys = [quota_clock(TAG), quota_hold(TAG, hold), CHANNEL, usage_stream(TAG), *self.keys]
+        args = [hold, tokens, nano, LEASE, REMEMBER_MS, "1" if undispatched else "", "who", entry, attempts, *self.args]
         return self._run(SETTLE, keys, args)
 
     def renew(self, holds: list[str]) -> list[Any]:
@@ -203,3 +205,19 @@ def test_months_of_two_centuries(redis_url: str) -> None:
                 verdict, now, wait, limit, *_ = scripts.reserve("a", 1, 2)
                 assert (verdict, now, now + wait, limit) == ("refused", at, end, "1:4")
     scripts.client.close()
+
+
+def test_usage_records_are_written_with_the_settlement_and_once(scripts: Scripts) -> None:
+    stream = usage_stream(TAG)
+    scripts.reserve("a", 10)
+    assert scripts.settle("a", 10, entry="first", attempts=1)[0] == "settled"
+    assert scripts.settle("a", 10, entry="first", attempts=1)[0] == "again"
+    assert [fields for _, fields in scripts.client.xrange(stream)] == [{"e": "first"}]  # type: ignore[union-attr]
+    before = scripts.view()
+    assert (
+        scripts.settle("a", 20, entry="ran again", attempts=2)[0] == "again"
+    )  # its end was lost, and it has a new one
+    assert scripts.settle("b", 10, entry="no hold", attempts=1)[0] == "unknown"
+    assert scripts.settle("c", 0, undispatched=True)[0] == "unknown"
+    assert [fields["e"] for _, fields in scripts.client.xrange(stream)] == ["first", "ran again", "no hold"]  # type: ignore[union-attr]
+    assert scripts.view()[1] >= before[1] - 10, "what was settled again was debited again"

@@ -10,11 +10,13 @@
 -- ARGV[7…] field, value, … of a new record (without fp, state, head, tip, fence, run); none: never create
 --
 -- {'new', fence}                        created; the caller owns it
--- {'reopened', fence, head, attempts, generation, run, records, request}   a failure was reopened; the caller owns it
+-- {'reopened', fence, head, attempts, generation, run, records, request, origin}   a failure was reopened; the caller
+--                                       owns it
 -- {'have', state, head, generation, owner, fence}
 -- {'mismatch'}                          another request stands under this id
 -- {'none'}                              there is none, and the caller can't make one
-local have = redis.call('HMGET', KEYS[1], 'fp', 'state', 'head', 'gen', 'owner', 'fence', 'retry', 'run', 'attempts', 'records')
+local have = redis.call('HMGET', KEYS[1], 'fp', 'state', 'head', 'gen', 'owner', 'fence', 'retry', 'run', 'attempts', 'records',
+  'req', 'origin')
 if not have[1] then
   if #ARGV < 7 then
     return {'none'}
@@ -37,7 +39,7 @@ if ARGV[3] ~= '' and have[2] == 'failed' and have[7] == '1' and have[3] == ARGV[
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   redis.call('PERSIST', KEYS[2])
   redis.call('DEL', KEYS[3])
-  return {'reopened', fence, have[3], have[9], have[4], tostring(tonumber(have[8]) + 1), have[10] or '',
-    redis.call('HGET', KEYS[1], 'req')}
+  return {'reopened', fence, have[3], have[9], have[4], tostring(tonumber(have[8]) + 1), have[10] or '', have[11],
+    have[12] or ''}
 end
 return {'have', have[2], have[3], have[4], have[5], have[6]}

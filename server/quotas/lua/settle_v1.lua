@@ -1,25 +1,29 @@
--- Replace a hold by what was really used, exactly once.
+-- Replace a hold by what was really used, and write the usage records into the ledger's stream: both exactly once.
 --
--- KEYS[1]  clock of the tag   KEYS[2]  the hold   KEYS[3]  shard channel of the user
+-- KEYS[1]  clock of the tag   KEYS[2]  the hold   KEYS[3]  shard channel of the user   KEYS[4]  the ledger's stream
 --          then for each owner: bucket, leases, amounts (see common_v1.lua)
 -- ARGV[1]  id of the hold
 -- ARGV[2]  tokens, ARGV[3] nano-dollars that were used; below 0 where an earlier run's are given back
 -- ARGV[4]  length of a lease, microseconds   ARGV[5] how long a settled hold is remembered, milliseconds
 -- ARGV[6]  '1': nothing was dispatched, the request is given back, too; else ''
--- ARGV[7]  who publishes what is left   ARGV[8…] for each owner four limits
+-- ARGV[7]  who publishes what is left
+-- ARGV[8]  the usage records, packed, or ''   ARGV[9]  the highest number of an attempt among them
+-- ARGV[10…] for each owner four limits
 --
 -- {verdict, now, …show of each owner}. Verdicts: settled · again (it was; nothing changes) · unknown (there was no such
 -- hold: what was used is debited, and a reservation under this id that comes late finds it settled).
+-- `again` writes no records either, unless there are attempts of which it was not told: then the message's end was lost
+-- by its own primary, and it ran again.
 -- What is given back never fills a bucket over its limit; what was used beyond the hold becomes debt.
 local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
 local owners = {}
-for i = 1, (#KEYS - 3) / 3 do
-  owners[i] = owner_at(3 * i + 1, 4 * i + 4, now)
+for i = 1, (#KEYS - 4) / 3 do
+  owners[i] = owner_at(3 * i + 2, 4 * i + 6, now)
   sweep(owners[i], leased)
 end
 
-local have = redis.call('HMGET', KEYS[2], 'tokens', 'settled', 't1', 't2', 'r1', 'r2')
+local have = redis.call('HMGET', KEYS[2], 'tokens', 'settled', 't1', 't2', 'r1', 'r2', 'booked')
 local verdict = have[2] and 'again' or have[1] and 'settled' or 'unknown'
 if verdict ~= 'again' then
   for i, o in ipairs(owners) do
@@ -42,6 +46,10 @@ if verdict ~= 'again' then
   redis.call('HSET', KEYS[2], 'tokens', have[1] or '0', 'settled', int(tokens), 'settled_nano', int(nano),
     'settled_at', int(now), 'settled_step', int(step))
   redis.call('PEXPIRE', KEYS[2], ARGV[5])
+end
+if ARGV[8] ~= '' and tonumber(ARGV[9]) > (tonumber(have[7]) or 0) then
+  redis.call('XADD', KEYS[4], '*', 'e', ARGV[8])
+  redis.call('HSET', KEYS[2], 'booked', ARGV[9])
 end
 
 local numbers = {}

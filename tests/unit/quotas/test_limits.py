@@ -131,7 +131,7 @@ def test_the_input_bound_counts_all_that_is_sent() -> None:
 
 def record(run: int, payer: str, tokens_in: int, tokens_out: int, nano: int = 0, **more: Any) -> dict[str, Any]:
     return {"run": run, "payer": payer, "input_tokens": tokens_in, "output_tokens": tokens_out,
-            "cost_nano_usd": nano, **more}  # fmt: skip
+            "cost_nano_usd": nano, "charged_nano_usd": nano if payer == "user" else 0, **more}  # fmt: skip
 
 
 def test_what_a_run_is_settled_with() -> None:
