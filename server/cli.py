@@ -75,6 +75,8 @@ def _failures() -> tuple[type[Exception], ...]:
     """The failures whose text is meant for the user. Only of modules that are loaded: others cannot have raised."""
     names = (
         ("server.config.schema", "ConfigError"),
+        ("server.ledger.errors", "LedgerUnavailable"),
+        ("server.ledger.report", "BadQuery"),
         ("server.process", "CannotStart"),
         ("server.prompts.registry", "BadRegistry"),
         ("server.prompts.commands", "PromptsMisuse"),
@@ -82,6 +84,8 @@ def _failures() -> tuple[type[Exception], ...]:
         ("server.store.link", "StoreError"),
         ("server.upstreams.child", "ChildError"),
         ("server.upstreams.embedded", "EmbeddedModelMissing"),
+        ("server.usage", "NothingThere"),
+        ("server.usage_plot", "CannotPlot"),
     )
     return (Misuse, *(getattr(sys.modules[module], name) for module, name in names if module in sys.modules))
 
@@ -341,6 +345,54 @@ def conformance(
         raise Misuse(str(error)) from None
     print(report.as_json() if json else report.as_table())
     return report.exit_code
+
+
+@app.command
+def usage(
+    *,
+    config: Config = None,
+    start: Annotated[str | None, Parameter(name="--from")] = None,
+    end: Annotated[str | None, Parameter(name="--to")] = None,
+    group_by: Annotated[str, Parameter(name=["--group-by", "--by"])] = "tenant,model",
+    tenant: str | None = None,
+    user: str | None = None,
+    output: Annotated[Literal["table", "csv", "json"], Parameter(name=["--format", "-f"])] = "table",
+    plot: Path | None = None,
+) -> None:
+    """Tell what was spent, by whom and for what, from the ledger's database.
+
+    Examples:
+
+    - `tidewire usage --config tidewire.toml`
+    - `tidewire usage -c tidewire.toml --from 2026-11-01 --group-by day,feature --plot november.svg`
+    - `tidewire usage -c tidewire.toml --group-by tenant,payer --format csv > november.csv`
+
+    Parameters
+    ----------
+    config
+        The configuration that names the ledger.
+    start
+        Since when: a date or a time (UTC unless it says otherwise). The beginning of this month unless given.
+    end
+        Until when, itself not included; now unless given.
+    group_by
+        Dimensions, joined by commas: tenant, user, tier, feature, model, route, target, provider, prompt, door,
+        session, job, conversation, day, hour, payer, outcome, source, price_version, or tags.NAME for any other pair
+        of metadata.
+    tenant
+        Only this tenant's.
+    user
+        Only this user's.
+    output
+        How to print it.
+    plot
+        Also draw it into this file, .png, .svg or .pdf; needs the extra `plot`.
+    """
+    from server.usage import run as report
+
+    report(
+        config, os.environ, start=start, end=end, group_by=group_by, tenant=tenant, user=user, form=output, plot=plot
+    )
 
 
 if __name__ == "__main__":

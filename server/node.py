@@ -8,7 +8,7 @@ import random
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
@@ -16,6 +16,7 @@ from protocol.errors import CloseCode, ProtocolError
 from server.access.credentials import target_specs, webhook_keys
 from server.access.identity import Authenticator
 from server.access.origins import OriginPolicy
+from server.access.pseudonyms import shared_pseudonyms
 from server.config import Settings
 from server.jobs import scripts as job_scripts
 from server.jobs.service import Jobs
@@ -23,6 +24,7 @@ from server.jobs.webhooks import Webhooks
 from server.ledger import scripts as ledger_scripts
 from server.ledger.drain import Drain
 from server.ledger.prices import price_of, provider_of
+from server.ledger.shelf import Shelf
 from server.messages import scripts
 from server.messages.conversations import Conversations, Limits
 from server.messages.events import EVENT_BYTES
@@ -54,9 +56,6 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.base import Driver, TargetSpec
 from server.upstreams.registry import Addresses, Parts, build
-
-if TYPE_CHECKING:
-    from server.ledger.book import Book
 
 log = structlog.get_logger("node")
 
@@ -103,6 +102,8 @@ class Node:
         self._specs = target_specs(settings, environ)
         self._upstreams = Parts.of(parts.upstreams)
         self._drivers: list[Driver] = []
+        self.shelf = Shelf(settings.ledger.url)
+        """The ledger's database."""
         self._owner = TaskOwner("node")
 
     async def start(self) -> None:
@@ -131,7 +132,7 @@ class Node:
             self._nodes,
         )
         self.quotas.start()
-        self.ledger = Drain(self.store, self.id, self._open_book, self.metrics)
+        self.ledger = Drain(self.store, self.id, self.shelf, self.metrics)
         self.ledger.start()
         chance = random.SystemRandom()
         routes = {name: self._route(name) for name in settings.routes}
@@ -156,6 +157,7 @@ class Node:
             quotas=self.quotas,
             gate=self.breakers,
             replicas=self.replicas,
+            pseudonym=(await shared_pseudonyms(settings.ledger, self.environ, self.store)).of,
         )
         times = Times(kept.retention_seconds, kept.claim_seconds)
         self.keeper = Keeper(means, self.reader, self.id, times, chance)
@@ -184,12 +186,6 @@ class Node:
         keys = webhook_keys(self.settings, self.environ)
         webhooks = Webhooks(keys, kept.webhook_private, kept.webhook_retry_seconds)
         return Jobs(kept, self.messages, self.quotas, webhooks, self.metrics)
-
-    def _open_book(self) -> Book:
-        """The ledger's database, in a thread: loading SQL takes a while, and connecting may."""
-        from server.ledger.book import Book
-
-        return Book.open(self.settings.ledger.url)
 
     def _nodes(self) -> int:
         """How many nodes there were when Redis last answered, this one among them."""
@@ -290,6 +286,7 @@ class Node:
         await self.rollouts.close()
         await self.quotas.close()
         await self.ledger.close()
+        self.shelf.close()
         await self.breakers.close()
         await self.ownership.close()
         await self.journal.close()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from server.config import AuthSettings, JobsSettings, Settings, TenantSettings, read_secret, webhook_secrets
 from server.upstreams.base import TargetSpec
+from server.upstreams.identity import identity_fields
 
 
 def jwt_secret(auth: AuthSettings, environ: Mapping[str, str]) -> bytes | None:
@@ -40,6 +41,7 @@ def target_specs(settings: Settings, environ: Mapping[str, str]) -> dict[str, Ta
             total_seconds=target.total_seconds,
             context_tokens=target.context_tokens,
             prefill=target.prefill,
+            identity=identity_fields(target.driver, target.endpoint) if target.identity is None else target.identity,
         )
         for name, target in settings.targets.items()
     }

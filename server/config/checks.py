@@ -21,6 +21,8 @@ ASYMMETRIC: Final = frozenset(
 WEBHOOK_PREFIX: Final = "whsec_"
 WEBHOOK_BYTES: Final = range(24, 65)
 """How long a webhook's secret may be, decoded."""
+USER_HASH_KEY_BYTES: Final = 16
+"""Shortest key of the users' pseudonyms."""
 _HTTP: Final = re.compile(r"https?://[^/\s]")
 _REDIS: Final = re.compile(r"embedded$|(redis|rediss|redis\+cluster|redis\+sentinel|unix)://.")
 _LEDGER: Final = re.compile(r"(sqlite:///|postgres(ql)?://).")
@@ -38,6 +40,7 @@ def cross_checks(settings: Settings, names: Names, environ: Mapping[str, str]) -
     yield from _check_targets(settings, environ)
     yield from _check_auth(settings, environ)
     yield from _check_addresses(settings)
+    yield from _check_ledger(settings, environ)
     yield from _check_limits(settings)
     yield from _check_webhooks(settings, environ)
 
@@ -181,6 +184,22 @@ def webhook_secrets(text: str) -> tuple[bytes, ...]:
     if not found:
         raise ValueError("is empty")
     return tuple(found)
+
+
+def _check_ledger(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    ledger = settings.ledger
+    variable, file = ledger.user_hash_key_env, ledger.user_hash_key_file
+    missing = list(_check_reference(("ledger",), "user_hash_key", variable, file, environ))
+    yield from missing
+    if missing or (variable is None and file is None):
+        return
+    key = read_secret(variable, file, environ) or ""
+    if len(key.encode()) < USER_HASH_KEY_BYTES:
+        where = "user_hash_key_env" if variable is not None else "user_hash_key_file"
+        yield (
+            ("ledger", where),
+            f"the key has less than {USER_HASH_KEY_BYTES} bytes; `openssl rand -hex 32` makes one",
+        )
 
 
 def _check_limits(settings: Settings) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ SECRETS: Final = {
     ("targets", "*", "api_key"): "api_key",
     ("jobs", "webhook_secret"): "webhook_secret",
     ("tenants", "*", "webhook_secret"): "webhook_secret",
+    ("ledger", "user_hash_key"): "user_hash_key",
 }
 """Secrets that may only come from the environment or by reference. Key: where they would stand."""
 _SIMILAR = 0.5

@@ -241,6 +241,9 @@ class TargetSettings(Section):
     """US dollars per million input tokens. Absent: the price list shipped with litellm."""
     price_per_million_output: Usd | None = None
     """US dollars per million output tokens."""
+    identity: tuple[Literal["user", "safety_identifier", "metadata"], ...] | None = None
+    """Fields by which the provider is told who a call is for: a pseudonym of the user, and the request's `metadata`.
+    Absent: what the provider is known to take; see docs/ledger.md."""
     price_per_million_cached_input: Usd | None = None
     """US dollars per million input tokens that the provider had cached. Absent: like other input."""
 
@@ -363,6 +366,12 @@ class LedgerSettings(Section):
     """Environment variable that holds the URL."""
     url_file: Path | None = None
     """File that holds the URL."""
+
+    user_hash_key_env: VariableName | None = None
+    """Environment variable with the key of the pseudonyms that providers get instead of users' ids. Without a key: a
+    random one, kept in Redis."""
+    user_hash_key_file: Path | None = None
+    """File with that key; surrounding white space is ignored."""
 
 
 class PromptsSettings(Section):

@@ -541,3 +541,30 @@ class Health(Answer):
 
 
 MESSAGE_ID: Final = {"type": "string", "pattern": ID_PATTERN}
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+class UsageGroup(Answer):
+    """What was charged to one group; beside these, one field for each dimension asked for (null: it has none)."""
+
+    messages: int
+    input_tokens: int
+    """Cached ones included."""
+    cached_tokens: int
+    output_tokens: int
+    """Reasoning included."""
+    reasoning_tokens: int
+    cost_usd: float | None
+    """Null: no price is known."""
+
+
+class UsageReport(Answer):
+    """Usage of a time, the dearest group first."""
+
+    from_: str = Field(alias="from")
+    """RFC 3339; included."""
+    to: str
+    """Not included."""
+    groups: list[UsageGroup]

@@ -11,6 +11,7 @@ from server.access.minting import Signer
 from server.access.origins import OriginPolicy
 from server.config import Settings
 from server.jobs.service import Jobs
+from server.ledger.shelf import Shelf
 from server.messages.service import Messages
 from server.quotas.service import Quotas
 from server.routing.gate import TargetState
@@ -31,6 +32,7 @@ class Host(Protocol):
     messages: Messages
     quotas: Quotas
     jobs: Jobs
+    shelf: Shelf
     responses: set[Peer]
 
     def target_states(self) -> list[TargetState]:

@@ -13,10 +13,11 @@ from starlette.responses import Response
 from protocol import frames
 from protocol.frames import MAX_SAFE_INTEGER
 from server.http import api_models as models
-from server.http import completions, conversations, events, job_models, jobs, messages, prompts, targets, tokens, users
+from server.http import completions, conversations, events, job_models, jobs, messages, prompts, targets, tokens, usage, users
 from server.http import models as routes
 from server.http.host import Api
 from server.jobs.job import ID_PATTERN
+from server.ledger.report import TENANT_DIMENSIONS
 
 Handler = Callable[[Api, Request], Awaitable[Response]]
 
@@ -77,6 +78,7 @@ _KEY: Final = _parameter(
     {"type": "string", "minLength": 1, "maxLength": 1024},
 )
 
+_TIME: Final = {"type": "string", "examples": ["2026-11-01", "2026-11-01T12:00:00Z"]}
 _JOB: Final = _parameter("id", "path", "The job's id.", {"type": "string", "pattern": ID_PATTERN})
 _LIMIT: Final = _parameter(
     "limit", "query", "Most rows of a page.", {"type": "integer", "minimum": 1, "maximum": jobs.MAX_PAGE}
@@ -370,6 +372,25 @@ OPERATIONS: Final = (
         targets.list_all,
         "listTargets",
         {200: Reply("The targets and routes.", models.TargetList)},
+    ),
+    Operation(
+        "GET",
+        "/v1/usage",
+        usage.get,
+        "getUsage",
+        {200: Reply("The sums.", models.UsageReport)},
+        (400,),
+        parameters=(
+            _parameter(
+                "group_by",
+                "query",
+                f"Dimensions, joined by commas: {', '.join(TENANT_DIMENSIONS)}, and tags.NAME; none: one sum.",
+                {"type": "string", "examples": ["feature,model"]},
+            ),
+            _parameter("from", "query", "Since when: a date or time; this month by default.", _TIME),
+            _parameter("to", "query", "Until when, itself not included; now by default.", _TIME),
+            _parameter("user", "query", "Of one user; others than oneself need the scope `usage`.", {"type": "string"}),
+        ),
     ),
     Operation(
         "POST",

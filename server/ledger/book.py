@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from server.ledger.database import LedgerUnavailable, engine_of, migrate, reading, writing
+from server.ledger.database import engine_of, migrate, reading, writing
 from server.ledger.record import KEY, Key, Row, key_of, reconcile
 from server.ledger.report import COLUMNS, DAY_MS, HOUR_MS, MAX_GROUPS, TAG_PREFIX, Query
 from server.ledger.schema import attempts
@@ -179,6 +179,3 @@ def _dimension(name: str) -> ColumnElement[Any]:
         width = DAY_MS if name == "day" else HOUR_MS
         return attempts.c.ended_ms - attempts.c.ended_ms % width
     return attempts.c[COLUMNS[name]]
-
-
-__all__ = ["Book", "Conflict", "LedgerUnavailable"]

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from server.ledger.errors import LedgerRefused, LedgerUnavailable
 from server.ledger.migrations import HEAD
 
 WAIT_SECONDS: Final = 5
@@ -21,14 +22,6 @@ SQLITE: Final = "sqlite:///"
 MEMORY: Final = ":memory:"
 _MIGRATING: Final = 0x71DE_11D6
 """PostgreSQL's advisory lock while migrations run."""
-
-
-class LedgerUnavailable(Exception):
-    """The ledger's database cannot be used now; the text says why and holds no secret."""
-
-
-class LedgerRefused(Exception):
-    """The database does not take these values, now or later."""
 
 
 def engine_of(url: str) -> Engine:

@@ -10,15 +10,16 @@ database is not forgotten by a Redis that is killed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
+from server.ledger.errors import LedgerRefused, LedgerUnavailable
 from server.ledger.record import BadEntry, Row, rows_of
 from server.ledger.scripts import LEASE
+from server.ledger.shelf import Shelf
 from server.store.keys import LEDGER_LEASE, QUOTA_TAGS, usage_stream
 from server.store.link import StoreError
 from server.store.store import Store
@@ -79,19 +80,16 @@ class Outcome:
 class Drain:
     """One per node; the node that holds the lease drains all streams."""
 
-    def __init__(self, store: Store, node: str, open_book: Callable[[], Book], watch: LedgerWatch) -> None:
+    def __init__(self, store: Store, node: str, shelf: Shelf, watch: LedgerWatch) -> None:
         self._store = store
         self._node = node
-        self._open_book = open_book
+        self._shelf = shelf
         self._watch = watch
-        self._book: Book | None = None
         self._streams = [usage_stream(f"q{number}") for number in range(QUOTA_TAGS)]
         self._busy: dict[bytes, int] = {}
         """Streams that had something lately → for how many more rounds they are looked at."""
         self._next = 0
         self._failures = 0
-        self._thread = ThreadPoolExecutor(1, "ledger")
-        """One: a database sees one writer of this process. Its start, too, is kept out of the event loop."""
         self._owner = TaskOwner("ledger")
 
     def start(self) -> None:
@@ -103,14 +101,11 @@ class Drain:
         await self._owner.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._book is not None and await self._leads():
+                if self._shelf.opened and await self._leads():
                     await self.round(settled_before_ms=None, streams=self._streams)
                 await self._store.run(LEASE, [LEDGER_LEASE], [self._node, 0], STEP_SECONDS)
         except (StoreError, TimeoutError) as error:
             log.info("ledger_left", error=str(error))
-        if self._book is not None:
-            self._thread.submit(self._book.close)
-        self._thread.shutdown(wait=False)
 
     async def _run(self) -> None:
         while True:
@@ -177,38 +172,14 @@ class Drain:
 
     async def _insert(self, entries: Sequence[Entry]) -> Outcome | None:
         """Commit what the entries hold; None: the database does not take anything now."""
-        loop = asyncio.get_running_loop()
         try:
-            outcome = await loop.run_in_executor(self._thread, self._insert_now, entries)
-        except _Failed as failed:
+            outcome = await self._shelf.write(lambda book: _insert(book, entries))
+        except LedgerUnavailable as failed:
             self._failures += 1
             self._watch.ledger_trouble("unavailable")
             log.error("ledger_unavailable", error=str(failed), failures=self._failures)
             return None
         self._failures = 0
-        return outcome
-
-    def _insert_now(self, entries: Sequence[Entry]) -> Outcome:
-        """In the thread: SQL is loaded with the first records, not at the start of the node."""
-        from server.ledger.database import LedgerRefused, LedgerUnavailable
-
-        rows, outcome = _unpacked(entries)
-        try:
-            if self._book is None:
-                self._book = self._open_book()
-            try:
-                outcome.conflicts += self._book.insert(row for some in rows.values() for row in some)
-                outcome.records = sum(map(len, rows.values()))
-            except LedgerRefused:  # one of them; the others must not wait for it
-                for entry, some in rows.items():
-                    try:
-                        outcome.conflicts += self._book.insert(some)
-                        outcome.records += len(some)
-                    except LedgerRefused as error:
-                        log.error("ledger_entry_refused", entry=entry.id.decode(), error=str(error))
-                        outcome.aside.append((entry, "refused"))
-        except LedgerUnavailable as error:
-            raise _Failed(str(error)) from error
         return outcome
 
     def _tell(self, conflicts: Iterable[Conflict]) -> None:
@@ -239,8 +210,21 @@ class Drain:
         await asyncio.gather(*delete)
 
 
-class _Failed(Exception):
-    """The database did not take the records."""
+def _insert(book: Book, entries: Sequence[Entry]) -> Outcome:
+    """Commit what the entries hold, in a thread. Raises `LedgerUnavailable`."""
+    rows, outcome = _unpacked(entries)
+    try:
+        outcome.conflicts += book.insert(row for some in rows.values() for row in some)
+        outcome.records = sum(map(len, rows.values()))
+    except LedgerRefused:  # one of them; the others must not wait for it
+        for entry, some in rows.items():
+            try:
+                outcome.conflicts += book.insert(some)
+                outcome.records += len(some)
+            except LedgerRefused as error:
+                log.error("ledger_entry_refused", entry=entry.id.decode(), error=str(error))
+                outcome.aside.append((entry, "refused"))
+    return outcome
 
 
 def _unpacked(entries: Sequence[Entry]) -> tuple[dict[Entry, list[Row]], Outcome]:

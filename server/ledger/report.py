@@ -55,7 +55,7 @@ class BadQuery(ValueError):
     """A report that cannot be made; `parameter` is at fault, the text says how to mend it."""
 
     def __init__(self, parameter: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{parameter}: {message}")
         self.parameter = parameter
 
 
@@ -91,6 +91,8 @@ def dimensions(given: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
+    if name in OPERATORS_ONLY:
+        return f"only operators can group by {name!r}, with `tidewire usage`"
     near = difflib.get_close_matches(name, known, 1, _SIMILAR)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)} and {TAG_PREFIX}NAME"
     return f"there is no dimension {name[:64]!r}; {hint}"

@@ -29,7 +29,6 @@ class Claim:
     request: asked.Request
     user_tag: str
     payer: Payer
-    user_hash: str = ""
     head: int = 0
     first: int = 1
     """Seq of the first event this owner writes."""

@@ -306,9 +306,7 @@ class Keeper:
         for number in range(1, made + 1):
             description = fields.get(f"attempt:{number}")
             if number not in told and description is not None:
-                records.append(
-                    self._lost_record(number, description, len(text) if number == made else 0, run)
-                )
+                records.append(self._lost_record(number, description, len(text) if number == made else 0, run))
         log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
         return Claim(
             id=fields["id"].decode(),

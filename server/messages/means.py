@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,3 +62,5 @@ class Means:
     """Whether there is room for a message, and what it has used."""
     replicas: Replicas
     """Whether a failover would still know it."""
+    pseudonym: Callable[[str, str, str], str | None] = lambda _tenant, _kind, _user: None
+    """What providers are told of a user (tenant, kind, user); None: nothing."""

@@ -139,7 +139,8 @@ class Pursuit:
             messages=messages,
             options=asked.options(claim.request),
             max_output_tokens=cap,
-            user=claim.user_hash,
+            user=self.means.pseudonym(*claim.user),
+            tags=claim.origin.tags,
             message_id=claim.id,
         )
 

@@ -53,6 +53,8 @@ class Call:
     max_output_tokens: int | None = None
     user: str | None = None
     """An opaque, keyed hash of the end user for the provider's own reports; never the raw id."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The request's `metadata`, for the provider's own reports."""
     message_id: str = ""
     """For logs only."""
 
@@ -159,3 +161,5 @@ class TargetSpec:
     total_seconds: float = 600.0
     context_tokens: int | None = None
     prefill: bool = False
+    identity: tuple[str, ...] = ("user", "metadata")
+    """The fields in which the endpoint takes `Call.user` and `Call.tags`: `user`, `safety_identifier`, `metadata`."""

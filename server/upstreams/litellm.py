@@ -160,7 +160,8 @@ class _Connection:
             "messages": list(call.messages),
             "options": dict(call.options),
             "max_output_tokens": call.max_output_tokens,
-            "user": call.user,
+            "user": call.user if "user" in spec.identity else None,
+            "tags": dict(call.tags) if "metadata" in spec.identity else {},
         }
         self.send(Kind.CALL, answer.number, spec.name, request)
         return answer

@@ -2,7 +2,7 @@
 
 A frame is four bytes of length (big-endian) and a msgpack array that begins with its kind and the call's number:
 
-    to the worker      [CALL, id, target, {messages, options, max_output_tokens, user}]
+    to the worker      [CALL, id, target, {messages, options, max_output_tokens, user, tags}]
                        [CANCEL, id]
                        [CREDIT, id, n]         the consumer took n batches
     to the server      [BATCH, id, pieces, chunks, model]

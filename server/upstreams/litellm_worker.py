@@ -176,6 +176,8 @@ def arguments(settings: Mapping[str, Any], request: Mapping[str, Any]) -> dict[s
         found["max_tokens"] = request["max_output_tokens"]
     if request.get("user") is not None:
         found["user"] = request["user"]
+    if tags := request.get("tags"):
+        found["metadata"] = {**tags, "tags": [f"{name}:{value}" for name, value in tags.items()]}
     if found.get("tools"):
         found["_skip_mcp_handler"] = (
             True  # else litellm 1.106 imports its proxy's MCP gateway, which needs more packages

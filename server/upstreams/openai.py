@@ -137,8 +137,9 @@ class OpenAIDriver:
         }
         if call.max_output_tokens is not None:
             body[self._limit_name] = call.max_output_tokens
-        if call.user is not None:
-            body["user"] = call.user
+        for name in self.spec.identity:
+            if value := dict(call.tags) if name == "metadata" else call.user:
+                body[name] = value
         return orjson.dumps(body)
 
     def _misses_model(self, body: bytes) -> str | None:

@@ -14,16 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.ledger.book import Book
-from server.ledger.database import (
-    LedgerRefused,
-    LedgerUnavailable,
-    engine_of,
-    migrate,
-    reading,
-    upgrade,
-    version_of,
-    writing,
-)
+from server.ledger.database import engine_of, migrate, reading, upgrade, version_of, writing
+from server.ledger.errors import LedgerRefused, LedgerUnavailable
 from server.ledger.migrations import HEAD
 from server.ledger.record import Row, key_of
 from server.ledger.report import Query, groups

@@ -10,8 +10,8 @@ import pytest
 
 from server.ledger import scripts
 from server.ledger.book import Book, Conflict
-from server.ledger.database import LedgerRefused, LedgerUnavailable
 from server.ledger.drain import LEASE_MS, SETTLE_MS, Drain
+from server.ledger.errors import LedgerRefused, LedgerUnavailable
 from server.ledger.record import Row
 from server.ledger.scripts import LEASE
 from server.store.keys import LEDGER_LEASE, usage_stream
@@ -55,20 +55,30 @@ class Wayward:
             raise LedgerUnavailable("the connection was lost after the commit")
         return conflicts
 
-    def close(self) -> None:
-        self.book.close()
+
+class Shelf:
+    """Lends the wayward book out, in a thread."""
+
+    opened = True
+
+    def __init__(self, book: Wayward) -> None:
+        self.book = book
+
+    async def write(self, work: Any) -> Any:
+        return await asyncio.to_thread(work, self.book)
 
 
 class Bench:
     def __init__(self, store: Store, book: Book) -> None:
         self.store = store
         self.book = book
-        self.wayward: Any = Wayward(book)
+        self.wayward = Wayward(book)
         self.watch = Noting()
         self.drain = self.another("n1")
 
     def another(self, node: str) -> Drain:
-        return Drain(self.store, node, lambda: self.wayward, self.watch)
+        shelf: Any = Shelf(self.wayward)
+        return Drain(self.store, node, shelf, self.watch)
 
     async def put(self, message_id: str, *attempts: dict[str, Any], stream: int = 7) -> None:
         await self.put_raw(account(message_id).entry(attempts or [attempt()]), stream)
