@@ -18,8 +18,9 @@ from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages.hub import NOTE_OWNER
 from server.messages.origin import Origin
+from server.messages.request import stored
 from server.messages.scripts import START_ATTEMPT, TAKEOVER
-from server.messages.service import _claimed
+from server.messages.service import Wish, _claimed
 from server.node import Node
 from server.store.keys import MessageKeys, message_tag, open_set
 from tests.chaos.audit import UpstreamLog, Verdict, audit, stored_messages
@@ -53,11 +54,15 @@ class Bench:
     def messages(self) -> list[dict[str, str]]:
         return ask("tokens=60 rate=60", "m")
 
+    @property
+    def wish(self) -> Wish:
+        return Wish(WHO, self.send, ORIGIN, stored(self.send), self.tag, self.keys)
+
     async def claim(self, owner: str, attempts: int = 0) -> bytes:
         """A claim in Redis as `owner` would have made it; its generation."""
         service = self.node.messages
         mine, service.node = service.node, owner
-        reply = await service._claim(WHO, self.send, ORIGIN, self.tag, self.keys, b"gen")
+        reply = await service._claim(self.wish, b"gen")
         service.node = mine
         assert reply[0] == b"new"
         if attempts:
@@ -102,7 +107,7 @@ async def test_undoing_a_claim_that_was_adopted_meanwhile_leaves_the_message_alo
     generation = await bench.claim(bench.node.id)
     found = await bench.node.messages.ask(WHO, bench.send, ORIGIN)
     assert found.state == "streaming"
-    await bench.node.messages._undo(bench.tag, bench.keys, generation)
+    await bench.node.messages._undo(bench.keys, generation)
     await bench.ends_well(calls=1, records=1)
 
 
@@ -217,9 +222,9 @@ async def test_a_follower_of_a_claim_that_is_gone_is_told_so_and_may_follow_the_
 async def test_a_claim_made_while_an_earlier_one_is_taken_off_the_list_is_listed(bench: Bench) -> None:
     """The id was freed and claimed anew; only then the node strikes it off its open set, for the earlier claim."""
     service, keeper = bench.node.messages, bench.node.keeper
-    reply = await service._claim(WHO, bench.send, ORIGIN, bench.tag, bench.keys, b"gen")
+    reply = await service._claim(bench.wish, b"gen")
     await keeper._unlist(bench.tag)
-    keeper.begin(_claimed(WHO, bench.send, ORIGIN, bench.tag, bench.keys, b"gen", reply))
+    keeper.begin(_claimed(bench.wish, b"gen", reply))
     key = open_set(bench.node.id)
     async with asyncio.timeout(2.0):  # sooner than the next reconciliation
         while bench.tag.encode() not in await bench.node.store.call(key, "SMEMBERS", key):  # noqa: ASYNC110

@@ -121,13 +121,11 @@ def _publish_over_gaps(self: Channel, entry: Entry) -> bool:
 _publish: Final = Channel.publish
 
 
-async def _claim_in_two_steps(
-    self: Messages, who: Any, send: Any, origin: Any, tag: str, keys: MessageKeys, generation: bytes
-) -> Any:
-    store = self.means.store
+async def _claim_in_two_steps(self: Messages, wish: Any, generation: bytes) -> Any:
+    store, keys = self.means.store, wish.keys
     if not await store.call(keys.record, "EXISTS", keys.record):
         await store.call(keys.record, "DEL", keys.record, keys.journal)
-    return await _claim(self, who, send, origin, tag, keys, generation)
+    return await _claim(self, wish, generation)
 
 
 def _everybody_is_dead(self: Observer, counters: Any, started: float, ended: float) -> set[str]:
