@@ -172,3 +172,70 @@ def _audit_bill(messages: Sequence[Mapping[str, Any]], stored: Stored, model: st
         verdict.double_billed.append(f"{stored.id}: {paid} tokens paid, the answer has {reply.output_tokens}")
     if stored.end.get("usage", {}).get("output_tokens") != paid:
         verdict.double_billed.append(f"{stored.id}: the end tells another usage than the records")
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------------
+
+BOOKED = ("run", "target", "outcome", "payer", "source", "input_tokens", "output_tokens", "cost_nano_usd")
+"""What a row of the ledger and the record in Redis must agree in."""
+
+
+def rows_by_message(rows: Iterable[Map]) -> dict[str, list[Map]]:
+    """The rows of a ledger by the id of their message."""
+    found: dict[str, list[Map]] = defaultdict(list)
+    for row in rows:
+        found[row["message_id"]].append(row)
+    return found
+
+
+def unbooked(stored: Iterable[Stored], rows: Mapping[str, Sequence[Map]]) -> list[str]:
+    """Attempts that ended and are not in the ledger (yet), by message and number."""
+    booked = {(message_id, row["attempt"]) for message_id, some in rows.items() for row in some}
+    return [
+        f"{message.id}: attempt {record['attempt']} is not in the ledger"
+        for message in stored
+        for record in message.records
+        if (message.id, record["attempt"]) not in booked
+    ]
+
+
+def audit_ledger(
+    messages: Sequence[Mapping[str, Any]], stored: Stored | None, rows: Sequence[Map], log: UpstreamLog, model: str
+) -> list[str]:
+    """Compare what the ledger says of one message with what the upstream did, and with the records in Redis."""
+    wrong: list[str] = []
+    keys = [(row["generation"], row["attempt"]) for row in rows]
+    if len(set(keys)) != len(keys):
+        wrong.append(f"an attempt has two rows: {keys}")
+    if stored is not None:
+        records = {record["attempt"]: record for record in stored.records}
+        for row in rows:
+            record = records.get(row["attempt"])
+            differ = None if record is None else [name for name in BOOKED if row[name] != record[name]]
+            if differ or record is None:
+                wrong.append(
+                    f"{row['message_id']}: attempt {row['attempt']} is booked otherwise than recorded: {differ}"
+                )
+    return wrong + _audit_sums(messages, rows, log, model)
+
+
+def _audit_sums(messages: Sequence[Mapping[str, Any]], rows: Sequence[Map], log: UpstreamLog, model: str) -> list[str]:
+    """To the token where the upstream was heard to its end; where it was cut off, no more than it wrote."""
+    if not rows:
+        return []
+    wrong, whole = [], reply_to(messages, model).output_tokens
+    told = [row["output_tokens"] for row in rows if row["source"] == "provider"]
+    if any(tokens != whole for tokens in told):
+        wrong.append(f"{rows[0]['message_id']}: {told} tokens booked, the upstream told {whole}")
+    ends = [log.end(call) or {} for call in log.calls(messages)]
+    written = sum(max(end.get("chunks", 0), whole if end.get("whole") else 0) for end in ends)
+    counted = sum(row["output_tokens"] for row in rows if row["source"] in ("provider", "counted"))
+    if all(ends) and counted > written:
+        wrong.append(f"{rows[0]['message_id']}: {counted} tokens booked, the upstream wrote {written}")
+    longest = max((end.get("text_bytes", 0) for end in ends), default=0)
+    wrong += [
+        f"{row['message_id']}: {row['output_tokens']} tokens estimated of {longest} bytes"
+        for row in rows
+        if row["source"] == "estimated" and all(ends) and 4 * (row["output_tokens"] - 1) > longest
+    ]
+    return wrong

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-ZEROS = ("lost", "doubled", "double_billed", "wrong", "stuck")
+ZEROS = ("lost", "doubled", "double_billed", "misbooked", "wrong", "stuck")
 """What must be none for a run to pass."""
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, stored_messages
+from server.ledger.book import Book
+from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, rows_by_message, stored_messages
 from tests.processes import ServeProcess, serve_config, serving_processes
 from tests.upstreams.scripted import process as scripted
 from tests.wire import Wire, eventually
@@ -38,10 +39,24 @@ class Rig:
     upstream: str
     primaries: list[str]
     """URL of every primary, for looking at what is stored."""
+    ledger: str = "sqlite:///:memory:"
+    """URL of the ledger that the nodes share."""
 
     async def stored(self) -> dict[str, Stored]:
         """Every message in Redis, by id."""
         return await stored_messages(self.primaries)
+
+    async def booked(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the ledger by message."""
+
+        def read() -> list[dict[str, Any]]:
+            book = Book.open(self.ledger)
+            try:
+                return book.rows()
+            finally:
+                book.close()
+
+        return rows_by_message(await asyncio.to_thread(read))
 
     async def settled(self, message_id: str, seconds: float = 10.0) -> Stored:
         """The message once it has ended and no attempt is open; fails after `seconds`."""
@@ -95,12 +110,13 @@ async def rig(
     """`count` nodes over the Redis at `redis_url`, and an upstream that logs every call."""
     with tempfile.TemporaryDirectory(prefix="tidewire-chaos-") as folder:
         log = UpstreamLog(Path(folder) / "upstream.jsonl")
+        sections = {"ledger": {"url": f"sqlite:///{folder}/ledger.db"}, **sections}
         async with (
             scripted(log.path) as upstream,
             serving_processes(serve_config(redis_url, upstream, **sections), count) as nodes,
         ):
             try:
-                yield Rig(nodes, log, upstream, list(primaries or [redis_url]))
+                yield Rig(nodes, log, upstream, list(primaries or [redis_url]), str(sections["ledger"]["url"]))
             except BaseException:
                 for node in nodes:
                     print(f"--- log of the node on port {node.port}", node.log.read_text()[-LOG_CHARACTERS:], sep="\n")

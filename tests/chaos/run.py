@@ -17,12 +17,13 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from tests.chaos.audit import Stored, audit_ledger, unbooked
 from tests.chaos.clients import STUCK_SECONDS, Crowd, added_delays
 from tests.chaos.cluster import Cluster, cluster
 from tests.chaos.faults import Fault, Store, schedule
 from tests.chaos.figures import Figures
 from tests.chaos.proxy import Link, Proxy, proxying, shuffled
-from tests.chaos.rig import Rig, incarnation, rig
+from tests.chaos.rig import MODEL, Rig, incarnation, rig
 from tests.processes import ServeProcess
 from tests.servers import RedisServer
 
@@ -264,6 +265,7 @@ async def _tell(plan: Plan, began: float, crowd: Crowd) -> None:
 async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
     figures = crowd.figures
     stored = await _all_settled(r)
+    rows = await _all_booked(r, stored, figures)
     for asked in crowd.asked.values():
         message = stored.get(asked.id)
         if asked.accepted and message is None and asked.end is None:
@@ -281,6 +283,8 @@ async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
                 figures.problem(kind, text)
         for text in verdict.unpaid:
             figures.problem("double_billed", text)
+        for text in audit_ledger(asked.messages, message, rows.get(asked.id, ()), r.log, MODEL):
+            figures.problem("misbooked", text)
         if message is not None:
             figures.counts["takeovers"] += sum(record["outcome"] == "owner_lost" for record in message.records)
             if message.state not in ("done", "failed", "cancelled"):
@@ -304,6 +308,23 @@ def _note_recovery(
         figures.takeover.append(min(called))
     if shown and min(shown) < RECOVERY_SECONDS:
         figures.recovery.append(min(shown))
+
+
+async def _all_booked(r: Rig, stored: dict[str, Stored], figures: Figures) -> dict[str, list[dict[str, Any]]]:
+    """The ledger, once it has every attempt; the drain may have to wait for another node's lease."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    missing: list[str] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STUCK_SECONDS):
+            while True:
+                rows = await r.booked()
+                if not (missing := unbooked(stored.values(), rows)):
+                    break
+                await asyncio.sleep(0.5)
+    for text in missing:
+        figures.problem("misbooked", text)
+    figures.counts["rows"] = sum(map(len, rows.values()))
+    return rows
 
 
 async def _all_settled(r: Rig) -> dict[str, Any]:
