@@ -116,8 +116,12 @@ def serve(
 
 
 @app.command
-def demo(*, port: Annotated[int | None, Parameter(name=["--port", "-p"])] = None) -> int:
-    """Try it: an embedded Redis, an embedded small model and a web page; no account, no key, no network.
+def demo(
+    *,
+    port: Annotated[int | None, Parameter(name=["--port", "-p"])] = None,
+    lan: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Try it: two nodes, an embedded Redis, an embedded small model and a web page; no account, no key, no network.
 
     Listens on this machine only and lets anybody on it in. Example: `tidewire demo --port 9000`
 
@@ -125,10 +129,14 @@ def demo(*, port: Annotated[int | None, Parameter(name=["--port", "-p"])] = None
     ----------
     port
         Port to listen on; 8080 unless given.
+    lan
+        Listen on the local network too. Nobody comes in without a link that works once; the first one is printed, the
+        page makes more. For a network that you trust: the page comes over plain HTTP.
     """
-    from server.config import Settings
+    _logs()
+    from server.demo.run import run as run_demo
 
-    return _serve(Settings.demo(os.environ, _overrides(None, port)))
+    return run_demo(os.environ, _overrides(None, port), lan=lan)
 
 
 def _overrides(host: str | None, port: int | None) -> dict[str, dict[str, Any]]:
@@ -137,15 +145,19 @@ def _overrides(host: str | None, port: int | None) -> dict[str, dict[str, Any]]:
 
 
 def _serve(settings: Settings) -> int:
+    _logs()
+    from server.process import serve as serve_settings
+
+    return serve_settings(settings)
+
+
+def _logs() -> None:
     from server.telemetry.logs import configure
 
     try:
         configure(os.environ)
     except ValueError as error:
         raise Misuse(str(error)) from None
-    from server.process import serve as serve_settings
-
-    return serve_settings(settings)
 
 
 @app.command
@@ -207,7 +219,8 @@ def token(
     expires
         How long the token is valid, as 30m, 12h or 7d.
     scope
-        What it may do: chat, jobs, usage, tokens. May be repeated. Without it: what a user, or a key, usually may.
+        What it may do: chat, jobs, usage, tokens, operator. May be repeated. Without it: what a user, or a key,
+        usually may.
     api_key
         Make an API key. The key is printed once, with the lines for the configuration, which hold its SHA-256 only.
     name

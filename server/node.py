@@ -8,7 +8,7 @@ import random
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -18,6 +18,7 @@ from server.access.identity import Authenticator
 from server.access.origins import OriginPolicy
 from server.access.pseudonyms import shared_pseudonyms
 from server.config import Settings
+from server.demo.parts import DemoNode, DemoParts
 from server.jobs import scripts as job_scripts
 from server.jobs.service import Jobs
 from server.jobs.webhooks import Webhooks
@@ -35,6 +36,7 @@ from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.overview.samples import Recorder
 from server.prompts import rollout
 from server.prompts.rollout import Rollouts
 from server.prompts.service import Prompts
@@ -80,6 +82,8 @@ class NodeParts:
 
     redis_url: str
     upstreams: Addresses
+    demo: DemoParts | None = None
+    """Set in a `tidewire demo`."""
 
 
 class Node:
@@ -98,6 +102,9 @@ class Node:
         self.responses: set[Peer] = set()
         """HTTP responses that follow a message."""
         self.draining = False
+        self.demo = None if parts.demo is None else DemoNode(parts.demo)
+        if self.demo is not None:
+            self.demo.serves = lambda session: any(mine.id == session for mine in self.sessions)
         self.prompts = Prompts.of(settings)
         self._specs = target_specs(settings, environ)
         self._upstreams = Parts.of(parts.upstreams)
@@ -176,6 +183,8 @@ class Node:
             settings.server.max_frame_bytes,
             Audience(self.hub, self.quotas),
         )
+        self.recorder = Recorder(self.store, self._sample)
+        self.recorder.start()
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 20)
@@ -217,6 +226,16 @@ class Node:
             section.hedge_at_p95,
             section.hedge_budget,
         )
+
+    def _sample(self) -> dict[str, Any]:
+        """What this node did since the last sample, and how it stands."""
+        return {
+            "node": self.id,
+            "sessions": len(self.sessions),
+            "running": len(self.keeper.running),
+            "targets": [state.as_dict() for state in self.target_states()],
+            **self.metrics.counts.take(),
+        }
 
     def target_states(self) -> list[TargetState]:
         """How every target stands, as this node sees it: for the HTTP surface, the page and `tidewire doctor`."""
@@ -279,6 +298,7 @@ class Node:
     async def close(self) -> None:
         """Let go of everything, in the order in which nothing misses another."""
         await self._owner.close()
+        await self.recorder.close()
         await self.jobs.close()
         await self.messages.close()
         await self.keeper.close()

@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+import orjson
 import structlog
 import uvicorn
 import uvloop
@@ -25,6 +26,7 @@ import uvloop
 from server.access.credentials import target_specs
 from server.app import build
 from server.config import Settings
+from server.demo.parts import DemoSupervisor
 from server.http.transport import DroppableProtocol
 from server.node import Node, NodeParts
 from server.prompts.service import Prompts
@@ -37,6 +39,8 @@ from server.upstreams.registry import Addresses, LocalProcesses
 log = structlog.get_logger("process")
 
 BACKLOG: Final = 2048
+READY: Final = b"ready"
+"""A node's first word to its supervisor."""
 RESTART_SECONDS: Final = 1.0
 """How long after its death a node is replaced."""
 CLOSE_SECONDS: Final = 5
@@ -52,16 +56,23 @@ def say(address: str) -> None:
     print(f"Tidewire serves at {address} (Ctrl-C stops it)", flush=True)
 
 
-def serve(settings: Settings, announce: Callable[[str], None] = say) -> int:
+def serve(
+    settings: Settings,
+    announce: Callable[[str], None] = say,
+    demo: Callable[[socket.socket], DemoSupervisor] | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `announce` is told the address once requests are served.
 
-    Raises `CannotStart` or `BadRegistry`.
+    `demo` makes what `tidewire demo` has beside, once the port is known. Raises `CannotStart` or
+    `BadRegistry`.
     """
     Prompts.of(settings)  # a folder that can't be served is told here, once, and not by every node
     listener = _bind(settings.server.host, settings.server.port)
-    needs_supervisor = settings.server.workers > 1 or settings.redis.url == "embedded" or _embeds(settings)
-    run = _supervise if needs_supervisor else _single
     with listener:
+        if demo is not None:
+            return uvloop.run(_supervise(settings, listener, announce, demo(listener)))
+        needs_supervisor = settings.server.workers > 1 or settings.redis.url == "embedded" or _embeds(settings)
+        run = _supervise if needs_supervisor else _single
         return uvloop.run(run(settings, listener, announce))
 
 
@@ -183,7 +194,7 @@ async def _check_redis(url: str) -> None:
 
 
 @asynccontextmanager
-async def _parts(settings: Settings) -> AsyncGenerator[NodeParts, None]:
+async def _parts(settings: Settings, demo: DemoSupervisor | None) -> AsyncGenerator[NodeParts, None]:
     """Start what is embedded; stop it at the end, after the nodes."""
     async with AsyncExitStack() as stack:
         url = settings.redis.url
@@ -192,23 +203,58 @@ async def _parts(settings: Settings) -> AsyncGenerator[NodeParts, None]:
             url = redis.url
         processes = LocalProcesses(list(target_specs(settings, os.environ).values()))
         stack.push_async_callback(processes.stop)
-        yield NodeParts(url, await processes.start())
+        addresses = await processes.start()
+        if demo is not None and addresses.embedded is not None:
+            stack.push_async_callback(demo.primary.stop)
+            await demo.primary.start(addresses.embedded)
+        yield NodeParts(url, addresses, None if demo is None else demo.parts)
 
 
-async def _supervise(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> int:
+class Pipes:
+    """The pipes to the nodes of a demo: what one of them wishes becomes a word to all."""
+
+    def __init__(self, demo: DemoSupervisor | None) -> None:
+        self._demo = demo
+        self._pipes: set[Connection] = set()
+
+    def add(self, pipe: Connection) -> None:
+        """A node that has just become ready."""
+        if self._demo is not None:
+            self._pipes.add(pipe)
+            self._tell(pipe, self._demo.state())
+
+    def remove(self, pipe: Connection) -> None:
+        """A node that is gone."""
+        self._pipes.discard(pipe)
+
+    def heard(self, wish: Any) -> None:
+        """A node wishes something."""
+        word = None if self._demo is None else self._demo.answer(wish)
+        for pipe in tuple(self._pipes) if word is not None else ():
+            self._tell(pipe, word)
+
+    def _tell(self, pipe: Connection, word: Any) -> None:
+        with contextlib.suppress(OSError):  # it is dying; its watcher knows
+            pipe.send_bytes(orjson.dumps(word))
+
+
+async def _supervise(
+    settings: Settings, listener: socket.socket, announce: Callable[[str], None], demo: DemoSupervisor | None = None
+) -> int:
     stop = asyncio.Event()
+    pipes = Pipes(demo)
     with _signals(stop):
-        async with _parts(settings) as parts:
+        async with _parts(settings, demo) as parts:
             await _check_redis(parts.redis_url)
             async with asyncio.TaskGroup() as nodes:
                 ready = asyncio.Event()
                 for number in range(settings.server.workers):
-                    nodes.create_task(_keep_node(number, settings, parts, listener, stop, ready.set))
+                    nodes.create_task(_keep_node(number, settings, parts, listener, stop, ready.set, pipes))
                 first = nodes.create_task(ready.wait())
                 over = nodes.create_task(stop.wait())
                 await asyncio.wait({first, over}, return_when=asyncio.FIRST_COMPLETED)
                 if not stop.is_set():
-                    announce(address_of(listener))
+                    announce(address_of(listener) if demo is None else demo.parts.address + demo.behind_address)
                 first.cancel()
     return 0
 
@@ -220,6 +266,7 @@ async def _keep_node(
     listener: socket.socket,
     stop: asyncio.Event,
     ready: Callable[[], None],
+    pipes: Pipes,
 ) -> None:
     """Run one node process, replace it when it dies, ask it to drain when `stop` is set."""
     context = get_context("spawn")
@@ -229,8 +276,9 @@ async def _keep_node(
         process.start()
         theirs.close()
         try:
-            await _watch_node(process, ours, stop, ready)
+            await _watch_node(process, ours, stop, ready, pipes)
         finally:
+            pipes.remove(ours)
             if process.is_alive():
                 process.kill()
             process.join()
@@ -242,14 +290,20 @@ async def _keep_node(
                     await stop.wait()
 
 
-async def _watch_node(process: Any, pipe: Connection, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+async def _watch_node(
+    process: Any, pipe: Connection, stop: asyncio.Event, ready: Callable[[], None], pipes: Pipes
+) -> None:
     loop = asyncio.get_running_loop()
     dead = asyncio.Event()
 
     def heard() -> None:
         try:
-            pipe.recv_bytes()
-            ready()
+            said = pipe.recv_bytes()
+            if said == READY:
+                ready()
+                pipes.add(pipe)
+            else:
+                pipes.heard(orjson.loads(said))
         except (EOFError, OSError):
             loop.remove_reader(pipe.fileno())
 
@@ -284,11 +338,19 @@ async def _child_node(settings: Settings, parts: NodeParts, listener: socket.soc
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
 
-    def parent_gone() -> None:
-        log.error("supervisor_gone")
-        os._exit(1)
-
-    loop.add_reader(pipe.fileno(), parent_gone)
     node = Node(settings, parts, os.environ)
-    await _serve_node(node, listener, stop, lambda: pipe.send_bytes(b"ready"))
+
+    def heard() -> None:
+        try:
+            word = pipe.recv_bytes()
+        except (EOFError, OSError):
+            log.error("supervisor_gone")
+            os._exit(1)
+        if node.demo is not None:
+            node.demo.heard(orjson.loads(word))
+
+    if node.demo is not None:
+        node.demo.say = lambda wish: pipe.send_bytes(orjson.dumps(wish))
+    loop.add_reader(pipe.fileno(), heard)
+    await _serve_node(node, listener, stop, lambda: pipe.send_bytes(READY))
     loop.remove_reader(pipe.fileno())

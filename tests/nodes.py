@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.config import Settings, parse
+from server.demo.parts import DemoParts
 from server.node import Node, NodeParts
 from server.process import _serve_node
 from server.telemetry.tasks import TaskOwner
@@ -52,11 +53,14 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def running_node(settings: Settings, upstreams: Addresses | None = None) -> AsyncIterator[RunningNode]:
-    """Serve with `settings` until the block ends; `upstreams`: the child processes that its targets need."""
+async def running_node(
+    settings: Settings, upstreams: Addresses | None = None, demo: DemoParts | None = None
+) -> AsyncIterator[RunningNode]:
+    """Serve with `settings` until the block ends; `upstreams`: the child processes that its targets need; `demo`: it
+    is a demo's node."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
-    node = Node(settings, NodeParts(settings.redis.url, upstreams or Addresses()), {})
+    node = Node(settings, NodeParts(settings.redis.url, upstreams or Addresses(), demo), {})
     stop, up = asyncio.Event(), asyncio.Event()
     owner = TaskOwner("test node")
     task = owner.start(_serve_node(node, listener, stop, up.set), "serve")

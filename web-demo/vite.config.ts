@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { defineConfig, type Plugin } from "vite";
 
 /** Where `npm run dev` finds the server. */
@@ -11,7 +11,9 @@ function licenses(): Plugin {
     generateBundle() {
       const manifest = JSON.parse(readFileSync("package.json", "utf8"));
       const texts = Object.keys(manifest.dependencies).map((name) => {
-        const text = readFileSync(`node_modules/${name}/LICENSE`, "utf8").trim();
+        const folder = `node_modules/${name}`;
+        const file = readdirSync(folder).find((entry) => /^licen[cs]e(\.\w+)?$/i.test(entry));
+        const text = readFileSync(`${folder}/${file}`, "utf8").trim();
         return `${name}\n${"=".repeat(name.length)}\n\n${text}\n`;
       });
       this.emitFile({ type: "asset", fileName: "licenses.txt", source: texts.join("\n\n") });
@@ -28,6 +30,7 @@ export default defineConfig({
     // The page's content security policy allows neither inline code nor data: addresses.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    rolldownOptions: { input: { chat: "index.html", operator: "operator/index.html" } },
   },
   server: { proxy: { "/v1": { target: SERVER, ws: true } } },
 });

@@ -17,7 +17,10 @@ TOKENS: Final = "tokens"
 USERS: Final = "users"
 """Tell and delete all that is kept of users of the tenant."""
 
-ALL: Final = frozenset({CHAT, JOBS, USAGE, TOKENS, USERS})
+OPERATOR: Final = "operator"
+"""See how the whole cluster is doing, all tenants included. Nobody has it unless it is named."""
+
+ALL: Final = frozenset({CHAT, JOBS, USAGE, TOKENS, USERS, OPERATOR})
 USER: Final = frozenset({CHAT, JOBS})
 """What a token may do that names no scopes."""
 

@@ -104,7 +104,7 @@ class ApiKey(Section):
     """A name under `[tiers]`; without one, the default tier."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(repr=False)
     """SHA-256 of the key, 64 lower-case hexadecimal digits."""
-    scopes: tuple[Literal["chat", "jobs", "usage", "tokens", "users"], ...] = (
+    scopes: tuple[Literal["chat", "jobs", "usage", "tokens", "users", "operator"], ...] = (
         "chat",
         "jobs",
         "usage",
@@ -112,7 +112,7 @@ class ApiKey(Section):
         "users",
     )
     """What the key may do: `chat`, `jobs`, `usage` (of the whole tenant), `tokens` (mint tokens for users), `users`
-    (export and delete the data of users)."""
+    (export and delete the data of users), `operator` (see all tenants' figures; only if named here)."""
 
 
 class ClaimNames(Section):
@@ -417,10 +417,20 @@ class Settings(Section):
         return DEFAULT_TIER if DEFAULT_TIER in self.tiers else next(iter(self.tiers))
 
     @classmethod
-    def demo(cls, environ: Mapping[str, str] | None = None, overrides: Overrides | None = None) -> Settings:
-        """What `tidewire demo` runs: embedded Redis and model, anonymous, loopback. Raises `ConfigError`.
+    def demo(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        overrides: Overrides | None = None,
+        *,
+        primary_url: str | None = None,
+        secret_env: str | None = None,
+    ) -> Settings:
+        """What `tidewire demo` runs: two nodes, embedded Redis, the embedded model behind two targets, limits and
+        prices made up so that there is something to see. Raises `ConfigError`.
 
-        Data lies in its own folder per port, so that demos on two ports don't meet.
+        `primary_url`: where the primary model is, if it can be broken. `secret_env`: the variable with the secret of
+        tokens; without one anybody on this machine may come in. Data lies in its own folder per port, so that demos on
+        two ports don't meet.
         """
         from server.config.loading import data_home, parse  # it builds on this module
 
@@ -428,11 +438,28 @@ class Settings(Section):
         server = (overrides or {}).get("server", {})
         port = server.get("port") or environ.get("TIDEWIRE_SERVER_PORT") or ServerSettings().port
         home = data_home(environ) / "demo" / str(port)
+        model = {"driver": "embedded", "prefill": True, "context_tokens": 2048}
+        primary = {"price_per_million_input": "0.40", "price_per_million_output": "1.60"}
+        backup = {"price_per_million_input": "0.10", "price_per_million_output": "0.40"}
         data: dict[str, dict[str, Any]] = {
+            "server": {"workers": 2},
             "redis": {"url": "embedded", "data_dir": str(home / "redis")},
-            "auth": {"anonymous": True},
-            "targets": {"embedded": {"driver": "embedded"}},
-            "routes": {"default": {"targets": ["embedded"]}},
+            "auth": {"anonymous": True} if secret_env is None else {"jwt_secret_env": secret_env},
+            "tiers": {
+                "demo": {
+                    "tokens_per_minute": 12_000,
+                    "requests_per_minute": 60,
+                    "concurrent_messages": 8,
+                    "max_output_tokens": 800,
+                    "monthly_usd": "5",
+                }
+            },
+            "targets": {
+                "primary": model | primary | ({} if primary_url is None else {"base_url": primary_url}),
+                "backup": model | backup,
+            },
+            "routes": {"default": {"targets": ["primary", "backup"], "on_midstream_failure": "continue"}},
+            "breaker": {"minimum_calls": 1, "open_seconds": 8.0, "open_seconds_max": 16.0, "ramp_seconds": 4.0},
             "jobs": {"concurrency": 1},  # the one small model is everybody's
             "ledger": {"url": f"sqlite:///{home / 'ledger.db'}"},
         }

@@ -434,6 +434,37 @@ class TargetLight(Answer):
     """Trial calls under way."""
 
 
+class Sample(Answer):
+    """What one node did in one step, and how it stands."""
+
+    id: str
+    node: str
+    sessions: int
+    running: int
+    """Messages that this node runs now."""
+    chunks: int
+    """Pieces of output; about a token each."""
+    refused: int
+    ended: dict[str, int]
+    outcomes: dict[str, dict[str, int]]
+    """Target → attempts, by how they ended."""
+    spent: dict[str, list[int]]
+    """Tenant → messages settled, tokens, nano-dollars."""
+    targets: list[dict[str, Any]]
+    """How the targets stand, with this node's own figures."""
+
+
+class SampleList(Answer):
+    """The samples of all nodes."""
+
+    object: Literal["list"]
+    data: list[Sample]
+    sample_seconds: float
+    window_seconds: float
+    kept_seconds: int
+    server_time: float
+
+
 class RouteOrder(Answer):
     """A route and its targets, in order of preference."""
 
@@ -447,6 +478,8 @@ class TargetList(Answer):
     object: Literal["list"]
     data: list[TargetLight]
     routes: list[RouteOrder]
+    demo: dict[str, Any] | None = None
+    """In a `tidewire demo`: which target its button breaks, whether it is, whether others may come in."""
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

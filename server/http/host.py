@@ -10,6 +10,7 @@ from server.access.limits import ConnectionLimits
 from server.access.minting import Signer
 from server.access.origins import OriginPolicy
 from server.config import Settings
+from server.demo.parts import DemoNode
 from server.jobs.service import Jobs
 from server.ledger.shelf import Shelf
 from server.messages.service import Messages
@@ -34,6 +35,9 @@ class Host(Protocol):
     jobs: Jobs
     shelf: Shelf
     responses: set[Peer]
+
+    demo: DemoNode | None
+    """Set in a `tidewire demo`."""
 
     def target_states(self) -> list[TargetState]:
         """How every target stands, as this node sees it."""

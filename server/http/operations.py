@@ -13,7 +13,7 @@ from starlette.responses import Response
 from protocol import frames
 from protocol.frames import MAX_SAFE_INTEGER
 from server.http import api_models as models
-from server.http import completions, conversations, events, job_models, jobs, messages, prompts, targets, tokens, usage, users
+from server.http import completions, conversations, events, job_models, jobs, messages, operator, prompts, targets, tokens, usage, users
 from server.http import models as routes
 from server.http.host import Api
 from server.jobs.job import ID_PATTERN
@@ -365,6 +365,15 @@ OPERATIONS: Final = (
         {200: Reply("The prompt.", models.Prompt)},
         (404,),
         parameters=(_parameter("name", "path", "The prompt's name.", {"type": "string", "minLength": 1}),),
+    ),
+    Operation(
+        "GET",
+        "/v1/operator",
+        operator.samples,
+        "listSamples",
+        {200: Reply("Samples, oldest first.", models.SampleList)},
+        (400,),
+        parameters=(_parameter("after", "query", "Only later samples than the one with this id.", {"type": "string"}),),
     ),
     Operation(
         "GET",

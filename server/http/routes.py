@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from protocol.errors import ProtocolError
+from server.http.demo import DemoApi
 from server.http.errors import error_response
 from server.http.host import KEEPALIVE_SECONDS, Api, Host
 from server.http.openapi import document
@@ -58,7 +59,9 @@ def routes(host: Host, keepalive_seconds: float = KEEPALIVE_SECONDS) -> list[Rou
         return Response(packed, media_type="application/json")
 
     by_path = groupby(sorted(OPERATIONS, key=lambda one: one.path), key=lambda one: one.path)
+    demo = [] if host.demo is None else DemoApi(api, host.demo).routes()
     return [
+        *demo,
         *(Route(_pattern(path), Resource(api, {one.method: one for one in group})) for path, group in by_path),
         Route("/openapi.json", openapi),
         Route("/v1/{rest:anything}", _Nothing()),

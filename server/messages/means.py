@@ -39,6 +39,7 @@ class Watch(Protocol):
     def attempt_started(self, target: str) -> None: ...  # noqa: D102
     def first_content(self, target: str, seconds: float) -> None: ...  # noqa: D102
     def attempt_ended(self, target: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
+    def output(self, chunks: int) -> None: ...  # noqa: D102
     def message_ended(self, state: str) -> None: ...  # noqa: D102
 
 

@@ -197,6 +197,7 @@ class Pursuit:
             return finish
         async for batch in flight.stream:
             flight.take(batch)
+            self.means.watch.output(batch.chunks)
             if (finish := answer.add(flight, batch)) is not None:
                 return finish
             if answer.outbox.full:

@@ -47,6 +47,10 @@ class QuotaWatch(Protocol):
         """`held`, `refused`, `too_large`, `unavailable`, `degraded` (admitted without Redis) or `settled`."""
         ...
 
+    def settled(self, tenant: str, tokens: int, nano_dollars: int) -> None:
+        """A tenant's message was settled with so much."""
+        ...
+
 
 class Quotas:
     """See the module, and `server.quotas.base.Quota`."""
@@ -164,6 +168,7 @@ class Quotas:
         self.held.pop(hold, None)
         if reply[0] != b"again":
             self._watch.quota("settled")
+            self._watch.settled(payer.tenant, used.tokens, used.nano_dollars)
             self.say(payer, self._learn(policy, payer, reply[1], reply[2:]), int(reply[1]))
 
     def let_go(self, hold: str) -> None:

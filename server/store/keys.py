@@ -270,3 +270,14 @@ PROMPT_AUDIT = f"{PREFIX}{{prompts}}:audit".encode()
 """Stream: every change of a share: prompt, from, to, who, what, at."""
 PROMPT_CHANNEL = f"{PREFIX}{{prompts}}:ch".encode()
 """Shard channel on which every node hears that a share was set."""
+
+
+# --- the operator's page, and the demo's links -----------------------------------------------------------------------
+
+SAMPLES = f"{PREFIX}{{samples}}".encode()
+"""Stream: what each node did, in steps of some seconds; see `server.overview.samples`."""
+
+
+def used_code(name: str) -> bytes:
+    """Set as soon as a demo's link was used."""
+    return f"{PREFIX}{{code:{name}}}:used".encode()

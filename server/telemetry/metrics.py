@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.telemetry.counts import Counts
+
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -11,6 +13,8 @@ class Metrics:
     """Everything that is counted; hand it to what counts."""
 
     def __init__(self) -> None:
+        self.counts = Counts()
+        """The same in small, for the operator's page."""
         registry = self.registry = CollectorRegistry()
         self._sessions = Gauge("tidewire_sessions", "Open WebSocket sessions", registry=registry)
         self._session_seconds = Histogram(
@@ -125,6 +129,11 @@ class Metrics:
     def quota(self, outcome: str) -> None:
         """A reservation or a settlement ended so."""
         self._quota.labels(outcome).inc()
+        self.counts.quota(outcome)
+
+    def settled(self, tenant: str, tokens: int, nano_dollars: int) -> None:
+        """A tenant's message was settled with so much."""
+        self.counts.settled(tenant, tokens, nano_dollars)
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -141,10 +150,16 @@ class Metrics:
         self._running.dec()
         self._attempts.labels(target, outcome).inc()
         self._attempt_seconds.labels(target).observe(seconds)
+        self.counts.attempt_ended(target, outcome)
+
+    def output(self, chunks: int) -> None:
+        """So many pieces of output came."""
+        self.counts.chunks += chunks
 
     def message_ended(self, state: str) -> None:
         """A message reached its end."""
         self._messages.labels(state).inc()
+        self.counts.message_ended(state)
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

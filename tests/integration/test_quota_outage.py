@@ -40,6 +40,8 @@ class Counts:
     def __init__(self) -> None:
         self.outcomes: list[str] = []
 
+    def settled(self, tenant: str, tokens: int, nano_dollars: int) -> None: ...
+
     def quota(self, outcome: str) -> None:
         self.outcomes.append(outcome)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+from server.demo.parts import DemoParts
 from server.http.api_models import ErrorAnswer
 from tests.nodes import RunningNode, running_node, settings_for
 from tests.upstreams.scripted import ScriptedUpstream, serving
@@ -62,11 +63,14 @@ def turns(content: Any) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def place(redis_url: str, overrides: dict[str, Any] | None = None) -> AsyncIterator[Place]:
+async def place(
+    redis_url: str, overrides: dict[str, Any] | None = None, demo: DemoParts | None = None
+) -> AsyncIterator[Place]:
     """A node on `redis_url` with one scripted upstream, and a client."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(serving())
-        node = await stack.enter_async_context(running_node(settings_for(redis_url, upstream.url, overrides)))
+        settings = settings_for(redis_url, upstream.url, overrides)
+        node = await stack.enter_async_context(running_node(settings, demo=demo))
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)))
         yield Place(node, upstream, redis_url, http)
 

@@ -1,6 +1,13 @@
 /** The page: it wires the client library to the views and keeps the turns. */
 
-import { type Client, type ClientEvent, type Message, newId, type Status } from "../client/index.ts";
+import {
+  type Client,
+  type ClientEvent,
+  type ClientOptions,
+  type Message,
+  newId,
+  type Status,
+} from "../client/index.ts";
 import { TurnView } from "./answer.ts";
 import { type CodecName, loadCodec } from "./codec.ts";
 import { Composer } from "./composer.ts";
@@ -13,6 +20,7 @@ import { Sidebar } from "./sidebar.ts";
 import { strings } from "./strings.ts";
 import { Transcript } from "./transcript.ts";
 import { answerOf, context, type Turn, TurnStore } from "./turns.ts";
+import { sendTwice } from "./twice.ts";
 
 /** How long the "cut" button keeps the connection down, in milliseconds: long enough to see it. */
 const CUT_MS = 2500;
@@ -21,10 +29,12 @@ const ROUND_TRIP_EVERY_MS = 5000;
 /** How much of a finished answer is read out, in characters. */
 const READ_OUT = 400;
 const UNAUTHENTICATED = 4401;
+const ENDED = new Set(["done", "failed", "cancelled"]);
 const CHAT_KEY = "tidewire.chat";
 
 export class App {
   readonly client: Client;
+  private readonly options: ClientOptions;
   private readonly local = storageOf("localStorage");
   private readonly store = new TurnStore(this.local);
   private readonly turns = new Map<string, Turn>();
@@ -42,9 +52,13 @@ export class App {
   private readonly token: ReturnType<typeof tokenDialog>;
   private readonly panel: Panel;
   private element: HTMLElement | undefined;
+  /** Why the link that led here was of no use. */
+  private refusal = "";
 
-  constructor(client: Client) {
+  /** `options`: how to connect once more, beside `client`. */
+  constructor(client: Client, options: ClientOptions) {
     this.client = client;
+    this.options = options;
     for (const turn of this.store.load()) this.turns.set(turn.id, turn);
     this.chat = storageOf("sessionStorage")?.getItem(CHAT_KEY) ?? [...this.turns.values()].at(-1)?.chat ?? newId();
     this.empty = this.emptyState();
@@ -68,6 +82,8 @@ export class App {
     this.panel = new Panel({
       client,
       route: () => this.composer.model ?? "default",
+      cut: () => this.client.cut(CUT_MS),
+      twice: () => void this.askTwice(),
       onToggle: (open) => {
         if (this.element) this.element.dataset.panel = open ? "open" : "closed";
       },
@@ -75,13 +91,15 @@ export class App {
   }
 
   /** Put the page into `root` and go on with what was open. */
-  start(root: HTMLElement): void {
+  start(root: HTMLElement, refusal = "", follow?: string): void {
+    this.refusal = refusal;
     this.element = this.layout();
     root.append(this.element);
     this.panel.start();
     this.client.on((event) => this.onEvent(event));
     document.addEventListener("keydown", (event) => this.onKey(event));
     window.addEventListener("storage", (event) => this.onOtherTab(event));
+    if (follow && /^[\w-]{1,64}$/.test(follow)) this.adopt(follow, true);
     this.openChat(this.chat);
     this.pickUp();
     this.client.start();
@@ -93,7 +111,8 @@ export class App {
 
   // --- what the user does --------------------------------------------------------------------------------------------
 
-  private ask(question: string): void {
+  /** Ask; returns the id of the message. */
+  private ask(question: string): string {
     const id = newId();
     const mine = this.chatTurns(this.chat);
     const open = mine.filter((turn) => !turn.answer);
@@ -108,6 +127,19 @@ export class App {
     this.refresh();
     this.transcript.toEnd();
     setText(this.live, strings.live.asked);
+    return id;
+  }
+
+  /** What stands in the composer, or a suggestion, with one id over two connections. */
+  private async askTwice(): Promise<void> {
+    const { controls } = this.panel;
+    const id = this.ask(this.composer.take() || strings.suggestions[0]?.text || "");
+    const message = this.client.session.messages.get(id);
+    if (!message?.request) return;
+    controls.say(strings.controls.sending);
+    const told = await sendTwice(message, message.request, this.options);
+    const cost = strings.meta.cost(told.costUsd ?? 0);
+    controls.say(strings.controls.sentTwice(told.same, told.attached, told.attempts, told.tokens, cost));
   }
 
   private send(turn: Turn, earlier: Turn[]): void {
@@ -152,6 +184,7 @@ export class App {
 
   private onEvent(event: ClientEvent): void {
     this.panel.onEvent(event);
+    if (event.type === "welcomed") for (const { id, state } of event.frame.active) this.found(id, state);
     if (event.type === "status") this.onStatus(event.status);
     else if ("message" in event && event.message) this.onMessage(event.message, event.type);
   }
@@ -160,7 +193,7 @@ export class App {
     this.connection.show(status);
     this.settings.show(status);
     for (const message of this.client.session.unfinished) this.showSoon(message);
-    if (status.phase === "stopped" && status.closeCode === UNAUTHENTICATED) this.token.open();
+    if (status.phase === "stopped" && status.closeCode === UNAUTHENTICATED) this.token.open(this.refusal);
   }
 
   private onMessage(message: Message, what: ClientEvent["type"]): void {
@@ -195,6 +228,24 @@ export class App {
       this.live,
       state === "done" ? strings.live.finished(text) : state === "failed" ? strings.live.failed : strings.live.stopped,
     );
+  }
+
+  /** The server says that an answer of this user runs: if no tab of this browser asked for it, another device did. */
+  private found(id: string, state: string): void {
+    if (this.turns.has(id) || this.client.session.messages.has(id) || ENDED.has(state)) return;
+    this.adopt(id, false);
+    this.client.follow(id);
+    this.refresh();
+  }
+
+  /** Take an answer that was asked for on another device into the list of chats; `open`: and look at it. */
+  private adopt(id: string, open: boolean): void {
+    if (!this.turns.has(id)) {
+      const turn: Turn = { id, chat: id, group: id, question: strings.askedElsewhere, acknowledged: true };
+      this.turns.set(id, turn);
+      this.store.save(turn);
+    }
+    if (open) this.chat = this.turns.get(id)?.chat ?? id;
   }
 
   /** Another tab of this browser asked, or got an answer. */
@@ -323,6 +374,7 @@ export class App {
         this.composer.element,
       ),
       this.panel.element,
+      this.panel.controls.devices.element,
       this.token.dialog,
       this.live,
     );

@@ -75,6 +75,14 @@ export class Composer {
     return this.models.value || undefined;
   }
 
+  /** What stands there; the field is empty afterwards. */
+  take(): string {
+    const question = this.input.value.trim();
+    this.input.value = "";
+    this.input.dispatchEvent(new Event("input"));
+    return question;
+  }
+
   offerModels(names: string[]): void {
     this.models.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
     const chosen = this.storage?.getItem(MODEL_KEY) ?? "";

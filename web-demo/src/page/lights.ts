@@ -1,6 +1,7 @@
 /** One light per target: in use, left alone, on trial. Asked of the server while somebody looks. */
 
 import { ask } from "./backend.ts";
+import type { Demo } from "./controls.ts";
 import { h, setText } from "./dom.ts";
 import { draw } from "./frame.ts";
 import { strings } from "./strings.ts";
@@ -21,6 +22,7 @@ export interface Light {
 interface Answer {
   data: Light[];
   routes: { id: string; targets: string[] }[];
+  demo?: Demo;
 }
 
 interface Surroundings {
@@ -28,6 +30,8 @@ interface Surroundings {
   route(): string;
   /** Answers that stream now, by target. */
   streaming(): Map<string, number>;
+  /** What the server says of itself, if it is a demo. */
+  onDemo(demo: Demo | undefined): void;
 }
 
 export class Lights {
@@ -67,6 +71,7 @@ export class Lights {
     this.askedAt = performance.now();
     try {
       this.answer = await ask<Answer>("/v1/targets");
+      this.around.onDemo(this.answer.demo);
       draw(this.render);
     } catch {
       // Not reachable just now: the lights stay as they were, the chip above tells of the connection.

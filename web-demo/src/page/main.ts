@@ -1,9 +1,11 @@
 import "./style.css";
 import "./panel.css";
-import { Client } from "../client/index.ts";
+import { Client, type ClientOptions } from "../client/index.ts";
 import { App } from "./app.ts";
 import { loadCodec } from "./codec.ts";
+import { comeIn } from "./pairing.ts";
 import { preferences, storageOf } from "./settings.ts";
+import { strings } from "./strings.ts";
 
 /** The WebSocket beside this page. */
 function endpoint(): string {
@@ -13,17 +15,16 @@ function endpoint(): string {
 }
 
 async function main(): Promise<void> {
+  const arrival = await comeIn();
   const { token } = preferences;
   const storage = storageOf("sessionStorage");
-  const client = new Client({
+  const options: ClientOptions = {
     url: endpoint(),
     codec: await loadCodec(preferences.codec),
     ...(token && { token }),
-    ...(storage && { storage }),
-    window,
-    document,
-  });
-  new App(client).start(document.body);
+  };
+  const client = new Client({ ...options, ...(storage && { storage }), window, document });
+  new App(client, options).start(document.body, arrival.refused ? strings.token.linkUsed : "", arrival.follow);
 }
 
 void main();

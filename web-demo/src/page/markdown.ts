@@ -5,6 +5,7 @@
 
 import { lexer, type Token, type Tokens } from "marked";
 import { h, icon } from "./dom.ts";
+import { colour } from "./highlight.ts";
 import { strings } from "./strings.ts";
 
 const LINK_SCHEMES = new Set(["http:", "https:", "mailto:"]);
@@ -73,13 +74,23 @@ function codeBlock(token: Tokens.Code): Node {
     "div",
     { class: "code", dir: "ltr" },
     h("div", { class: "code-head" }, h("span", {}, language), copy),
-    h("pre", { tabindex: 0 }, h("code", {}, token.text)),
+    h("pre", { tabindex: 0 }, coloured(token.text, language)),
   );
+}
+
+function coloured(text: string, language: string): HTMLElement {
+  const code = h("code", {}, text);
+  if (language) void colour(code, text, language);
+  return code;
 }
 
 /** Copy, and show for a moment that it worked. */
 export async function copyText(text: string, button: HTMLElement): Promise<void> {
-  await navigator.clipboard.writeText(text);
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    copyBySelection(text); // A page over plain HTTP has no clipboard.
+  }
   const before = button.firstElementChild;
   const label = button.title;
   before?.replaceWith(icon("check"));
@@ -88,6 +99,15 @@ export async function copyText(text: string, button: HTMLElement): Promise<void>
     if (before) button.firstElementChild?.replaceWith(before);
     button.title = label;
   }, 1500);
+}
+
+function copyBySelection(text: string): void {
+  const field = h("textarea", { class: "visually-hidden", "aria-hidden": "true" });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
 }
 
 function list(token: Tokens.List): Node {

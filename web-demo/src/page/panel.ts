@@ -2,6 +2,7 @@
 
 import type { Client, ClientEvent, Status } from "../client/index.ts";
 import { Books } from "./books.ts";
+import { Controls } from "./controls.ts";
 import { h, icon, setText } from "./dom.ts";
 import { Spark } from "./drawing.ts";
 import { draw } from "./frame.ts";
@@ -12,11 +13,11 @@ import { storageOf } from "./settings.ts";
 import { strings } from "./strings.ts";
 
 const OPEN_KEY = "tidewire.panel";
-/** From this width on, in pixels, the panel stands beside the chat and is open unless it was closed. */
-const WIDE = 1180;
+/** From this width on, in pixels, there is room for the panel beside three answers: it is open unless it was closed. */
+const WIDE = 1400;
 /** So many round trips are drawn. */
 const ROUND_TRIPS = 40;
-/** How long a lost connection goes on showing its figures of the panel's head, in characters of the node's name. */
+/** So much of a node's name is shown. */
 const NODE_CHARACTERS = 6;
 
 const text = strings.panel;
@@ -25,6 +26,9 @@ interface Surroundings {
   client: Client;
   /** The route that questions go to. */
   route(): string;
+  cut(): void;
+  /** Ask something, twice. */
+  twice(): void;
   /** Called when the panel opens or closes. */
   onToggle(open: boolean): void;
 }
@@ -34,8 +38,7 @@ export class Panel {
   readonly button: HTMLButtonElement;
   readonly happenings = new Happenings();
   readonly books = new Books();
-  /** Where the demo's buttons go, if this is one. */
-  readonly controls = h("div", { class: "controls-slot" });
+  readonly controls: Controls;
   private readonly gauges = new Gauges();
   private readonly lights: Lights;
   private readonly spark = new Spark(text.roundTrips);
@@ -48,7 +51,19 @@ export class Panel {
 
   constructor(around: Surroundings) {
     this.around = around;
-    this.lights = new Lights({ route: around.route, streaming: () => this.streaming() });
+    this.controls = new Controls({
+      cut: around.cut,
+      twice: around.twice,
+      session: () => (around.client.status.phase === "open" ? around.client.status.welcome?.session : undefined),
+      running: () => around.client.session.unfinished.at(-1)?.id,
+      note: (kind, what) => this.happenings.note(kind, what),
+      look: () => this.lights.soon(),
+    });
+    this.lights = new Lights({
+      route: around.route,
+      streaming: () => this.streaming(),
+      onDemo: (demo) => this.controls.show(demo),
+    });
     const section = (title: string, ...children: Node[]): HTMLElement =>
       h("section", { class: "panel-section" }, h("h3", {}, title), ...children);
     this.element = h(
@@ -70,7 +85,7 @@ export class Panel {
           icon("close"),
         ),
       ),
-      this.controls,
+      this.controls.element,
       section(text.targets, this.lights.element),
       section(text.quota, this.gauges.element),
       section(text.connection, this.spark.element, this.facts),
@@ -111,11 +126,6 @@ export class Panel {
     if (event.type === "quota") this.gauges.told(event.limits);
     if (event.type === "attempt" || event.type === "ended" || event.type === "accepted") this.lights.soon();
     if (event.type !== "status") draw(this.render);
-  }
-
-  /** Ask for the lights anew: a button may have changed them. */
-  look(): void {
-    this.lights.soon();
   }
 
   private toggle(open = !this.open): void {

@@ -10,6 +10,7 @@ export type Theme = keyof typeof strings.settings.themes;
 const THEME_KEY = "tidewire.theme"; // Also read by public/theme.js, before the first paint.
 const CODEC_KEY = "tidewire.codec";
 const TOKEN_KEY = "tidewire.token";
+const DEVICE_KEY = "tidewire.device";
 
 /** Storage may be blocked; then choices last as long as the page. */
 export function storageOf(name: "localStorage" | "sessionStorage"): Storage | undefined {
@@ -41,7 +42,11 @@ export const preferences = {
     local?.setItem(CODEC_KEY, codec);
   },
   get token(): string | undefined {
-    return tab?.getItem(TOKEN_KEY) ?? undefined;
+    return tab?.getItem(TOKEN_KEY) ?? local?.getItem(DEVICE_KEY) ?? undefined;
+  },
+  /** The token of a device that came in by a link: kept beyond the tab. */
+  set deviceToken(token: string) {
+    local?.setItem(DEVICE_KEY, token);
   },
   set token(token: string | undefined) {
     if (token) tab?.setItem(TOKEN_KEY, token);
@@ -125,7 +130,11 @@ function choice<K extends string>(
 }
 
 /** The box that asks for a token when the server wants one. */
-export function tokenDialog(onToken: (token: string) => void): { dialog: HTMLDialogElement; open(): void } {
+export function tokenDialog(onToken: (token: string) => void): {
+  dialog: HTMLDialogElement;
+  open(because?: string): void;
+} {
+  const because = h("p", {}, strings.token.text);
   const input = h("input", {
     type: "password",
     id: "token",
@@ -149,7 +158,7 @@ export function tokenDialog(onToken: (token: string) => void): { dialog: HTMLDia
         },
       },
       h("h2", { id: "token-title" }, strings.token.title),
-      h("p", {}, strings.token.text),
+      because,
       h("label", { for: "token", class: "visually-hidden" }, strings.token.label),
       input,
       h(
@@ -160,7 +169,8 @@ export function tokenDialog(onToken: (token: string) => void): { dialog: HTMLDia
       ),
     ),
   );
-  const open = (): void => {
+  const open = (why = ""): void => {
+    setText(because, why + strings.token.text);
     if (!dialog.open) dialog.showModal();
   };
   return { dialog, open };

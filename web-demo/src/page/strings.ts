@@ -6,6 +6,7 @@ export const strings = {
   chats: "Chats",
   openMenu: "Chats and menu",
   deleteChat: "Delete this chat",
+  askedElsewhere: "Asked on another device",
   transcript: "Conversation",
   you: "You asked",
   answer: "Answer",
@@ -112,7 +113,7 @@ export const strings = {
     route: (id: string, targets: string[]) => `Route “${id}”: ${targets.join(" → ")}`,
     answering: (count: number) => (count === 1 ? "answers now" : `${count} answers now`),
     light: (state: string, why: string, retryMs: number, share: number) => {
-      const reason = strings.errors.codes[why] ?? why;
+      const reason = strings.panel.whys[why] ?? strings.errors.codes[why] ?? why;
       const because = reason ? ` ${reason}` : "";
       const seconds = Math.ceil(retryMs / 1000);
       if (state === "closed") return "In use";
@@ -121,6 +122,12 @@ export const strings = {
       const pause = seconds > 0 ? `, tried again in ${seconds} s.` : ", tried with the next question.";
       return `${state === "throttled" ? "Rate limit of the provider" : "Left alone"}${pause}${because}`;
     },
+    whys: {
+      broken_stream: "It broke off in mid-answer.",
+      server_error: "It answered with errors.",
+      connect: "It could not be reached.",
+      timeout: "It was too slow.",
+    } as Record<string, string>,
     limits: {
       tokens_per_minute: "Tokens a minute",
       requests_per_minute: "Questions a minute",
@@ -179,6 +186,66 @@ export const strings = {
     },
   },
 
+  controls: {
+    label: "Try to break it",
+    cutHint: "As a tunnel would: for a moment nothing gets through.",
+    breakPrimary: "Break the primary model",
+    breakPrimaryHint: "It falls silent in mid-answer; the next one goes on.",
+    mendPrimary: "Mend the primary model",
+    mendPrimaryHint: "After its pause it is tried with one question.",
+    kill: "Kill the server node",
+    killHint: "The process that serves you dies; another takes over.",
+    twice: "Send it twice",
+    twiceHint: "One id over two connections: one answer, one bill.",
+    device: "Open on a second device",
+    deviceHint: "It shows the running answer, live, over its own connection.",
+    broke: "the primary model was broken",
+    mended: "the primary model was mended",
+    killed: "the node that serves you was killed",
+    notConnected: "Not connected just now.",
+    refused: "The server did not do it.",
+    sending: "Sent over two connections …",
+    sentTwice: (same: boolean, attached: boolean, attempts: number, tokens: number, cost: string) =>
+      same && attached
+        ? `Sent twice, answered once: the second was attached to the first. ${attempts === 1 ? "One attempt" : `${attempts} attempts`}, ${tokens} tokens, one bill of ${cost}.`
+        : "The two did not come to the same.",
+  },
+
+  operator: {
+    title: "Operator",
+    sessions: "Live sessions",
+    running: "Running messages",
+    tokens: "Tokens a second",
+    ended: "Messages ended a second",
+    done: "whole",
+    failed: "failed",
+    cancelled: "stopped",
+    refused: "Quota refusals a second",
+    targets: "Targets and their breakers",
+    nodes: "Nodes",
+    spending: "Cost by customer, last five minutes",
+    columns: ["Customer", "Messages", "Tokens", "Cost"],
+    window: (calls: number, failed: number, slow: number, p95: number | null) =>
+      `${calls} calls, ${failed} failed, ${slow} slow${p95 === null ? "" : `, first token ${p95} ms (p95)`}`,
+    node: (sessions: number, running: number) =>
+      `${sessions} ${sessions === 1 ? "session" : "sessions"}, ${running} running`,
+    status: (nodes: number) => (nodes === 1 ? "1 node, live" : `${nodes} nodes, live`),
+    refusedHere: "Only operators may see this.",
+    lacksScope: "The token lacks the scope `operator`. ",
+    unreachable: "The server can’t be reached; the figures stand still.",
+  },
+
+  devices: {
+    title: "Open on a second device",
+    sameMachine:
+      "This demo lets only this machine in: open the link in another window. For a phone, start `tidewire demo --lan`.",
+    scan: (minutes: number) => `Scan it, or open the link there. It works once, within ${minutes} minutes.`,
+    code: "The link as a code to scan",
+    copy: "Copy link",
+    close: "Done",
+    failed: "The server gave no link.",
+  },
+
   settings: {
     open: "Settings",
     theme: "Theme",
@@ -194,6 +261,7 @@ export const strings = {
 
   token: {
     title: "This server wants a token",
+    linkUsed: "That link has been used or is too old. Ask for a new one, or paste a token. ",
     text: "Paste an API key or a token. It is kept until this tab is closed.",
     label: "Token",
     connect: "Connect",

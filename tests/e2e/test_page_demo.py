@@ -1,0 +1,147 @@
+"""The buttons of `tidewire demo` in a real Chromium: what is broken is really broken, and the answer arrives whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.e2e import page_servers
+from tests.e2e.page_chat import ANSWER_MS, Chat, launch
+from tests.processes import ROOT
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+AXE = ROOT / "web-demo" / "node_modules" / "axe-core" / "axe.min.js"
+STORY = "Write a short story about a lighthouse keeper who talks to ships."
+WIDE = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+EXPECTED_NOISE = ("WebSocket connection", "net::ERR")
+"""What a browser says by itself when a server process dies under it."""
+
+
+@pytest.fixture(scope="module")
+def demo_url() -> Iterator[str]:
+    with page_servers.demo() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright, launch(playwright) as launched:
+        yield launched
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with browser.new_context(viewport=WIDE) as opened:
+        yield opened
+
+
+@pytest.fixture
+def chat(context: BrowserContext, demo_url: str) -> Iterator[Chat]:
+    subject = Chat(context.new_page(), demo_url)
+    subject.open()
+    yield subject
+    assert [said for said in subject.complaints if not any(noise in said for noise in EXPECTED_NOISE)] == []
+
+
+def test_a_broken_primary_model_is_replaced_in_mid_answer_and_comes_back(chat: Chat) -> None:
+    page = chat.page
+    primary = page.get_by_test_id("light-primary")
+    expect(primary).to_have_attribute("data-state", "closed")
+    chat.ask(STORY)
+    chat.expect_text(0)
+    page.get_by_test_id("primary").click()
+    expect(page.get_by_test_id("primary")).to_have_attribute("aria-pressed", "true")
+    expect(primary).to_have_attribute("data-state", "open")
+    expect(chat.answer(0).get_by_test_id("fallback")).to_contain_text("Switched to backup", timeout=ANSWER_MS)
+    chat.expect_whole(0)
+    expect(page.get_by_test_id("happenings")).to_contain_text("attempt 2 at backup goes on with the text")
+    page.get_by_test_id("primary").click()
+    expect(page.get_by_test_id("primary")).to_have_attribute("aria-pressed", "false")
+    expect(primary).to_contain_text("tried with the next question", timeout=ANSWER_MS)
+    chat.ask("Name one lake.")
+    expect(primary).to_have_attribute("data-state", re.compile("closed|half_open|ramping"), timeout=ANSWER_MS)
+    chat.expect_whole(1)
+
+
+def test_an_answer_outlives_the_node_that_serves_it(chat: Chat) -> None:
+    page = chat.page
+    node = page.get_by_test_id("fact-node")
+    expect(node).to_have_text(re.compile("^[0-9a-f]{6}$"))
+    before = node.inner_text()
+    chat.ask(STORY)
+    chat.expect_text(0)
+    page.get_by_test_id("kill").click()
+    expect(node).not_to_have_text(before, timeout=ANSWER_MS)
+    chat.expect_resumed(0)
+    chat.expect_whole(0)
+
+
+def test_sent_twice_is_answered_once(chat: Chat) -> None:
+    chat.page.get_by_test_id("composer").fill("Name one sea.")
+    chat.page.get_by_test_id("twice").click()
+    expect(chat.page.get_by_test_id("controls-status")).to_contain_text("answered once", timeout=ANSWER_MS)
+    expect(chat.answers).to_have_count(1)
+    chat.expect_whole(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(browser: Browser, demo_url: str, scheme: Literal["light", "dark"]) -> None:
+    with browser.new_context(viewport=WIDE, color_scheme=scheme) as context:
+        chat = Chat(context.new_page(), demo_url)
+        chat.open()
+        expect(chat.page.get_by_test_id("light-primary")).to_be_visible()
+        assert violations(chat.page) == []
+        chat.ask("Name one lake.")
+        chat.expect_whole(0)
+        assert violations(chat.page) == []
+        chat.page.goto(f"{demo_url}/operator/")
+        expect(chat.page.get_by_test_id("node").first).to_be_visible()
+        assert violations(chat.page) == []
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core objects to: rule and element."""
+    page.evaluate(AXE.read_text("utf-8"))
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{rule['id']}: {node['html'][:120]}" for rule in found for node in rule["nodes"]]
+
+
+def test_this_machine_s_second_window_gets_a_plain_link(chat: Chat) -> None:
+    chat.page.get_by_test_id("device").click()
+    expect(chat.page.get_by_test_id("device-link")).to_have_attribute("href", f"{chat.url}/")
+    expect(chat.page.get_by_test_id("device-dialog")).to_contain_text("tidewire demo --lan")
+
+
+def test_a_second_device_finds_the_running_answer_and_ends_with_the_same(chat: Chat, browser: Browser) -> None:
+    chat.ask(STORY)
+    chat.expect_text(0)
+    chat.page.get_by_test_id("device").click()
+    link = chat.page.get_by_test_id("device-link").get_attribute("href")
+    assert link is not None
+    with browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True) as context:
+        device = Chat(context.new_page(), chat.url)
+        device.page.goto(link)
+        device.expect_whole(0)
+        chat.expect_whole(0)
+        assert device.stored(0) == chat.stored(0)
+        assert device.complaints == []
+
+
+def test_the_operator_sees_both_nodes_and_what_was_spent(chat: Chat) -> None:
+    chat.ask("Name one river.")
+    chat.expect_whole(0)
+    operator = chat.page.context.new_page()
+    operator.goto(f"{chat.url}/operator/")
+    expect(operator.get_by_test_id("node")).to_have_count(2, timeout=ANSWER_MS)
+    expect(operator.get_by_test_id("light-primary")).to_be_visible()
+    expect(operator.get_by_test_id("spending").get_by_role("row", name="demo")).to_contain_text("$")
+    expect(operator.get_by_test_id("plot-sessions").locator("svg")).to_have_attribute(
+        "aria-label", re.compile(r"Live sessions: [1-9]")
+    )
+    expect(operator.get_by_test_id("plot-tokens").locator("path").last).to_have_attribute("d", re.compile(r"^M40"))
