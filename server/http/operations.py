@@ -13,7 +13,20 @@ from starlette.responses import Response
 from protocol import frames
 from protocol.frames import MAX_SAFE_INTEGER
 from server.http import api_models as models
-from server.http import completions, conversations, events, job_models, jobs, messages, operator, prompts, targets, tokens, usage, users
+from server.http import (
+    completions,
+    conversations,
+    events,
+    job_models,
+    jobs,
+    messages,
+    operator,
+    prompts,
+    targets,
+    tokens,
+    usage,
+    users,
+)
 from server.http import models as routes
 from server.http.host import Api
 from server.jobs.job import ID_PATTERN
