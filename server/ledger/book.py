@@ -76,9 +76,10 @@ class Book:
         if not wanted:
             return conflicts
         with writing(self._engine) as connection:
-            connection.execute(self._insert, list(wanted.values()))
+            # in the order of their keys: two writers at once must not wait for each other
+            connection.execute(self._insert, [wanted[key] for key in sorted(wanted)])
             stood = self._read(connection, list(wanted))
-            for key, row in wanted.items():
+            for key, row in sorted(wanted.items()):
                 conflicts += _settle(connection, key, stood[key], row)
         return conflicts
 

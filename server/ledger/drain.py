@@ -97,12 +97,15 @@ class Drain:
         self._owner.start(self._run(), "drain")
 
     async def close(self) -> None:
-        """Drain what is there, if this node does that and its database is open; then let go."""
+        """Drain what has rested long enough, if this node does that and its database is open; then let go.
+
+        What has not is left to the other nodes, or to the next start: Redis may be killed a moment later.
+        """
         await self._owner.close()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._shelf.opened and await self._leads():
-                    await self.round(settled_before_ms=None, streams=self._streams)
+                if self._shelf.opened and (now_ms := await self._lease()) is not None:
+                    await self.round(now_ms - SETTLE_MS, self._streams, now_ms)
                 await self._store.run(LEASE, [LEDGER_LEASE], [self._node, 0], STEP_SECONDS)
         except (StoreError, TimeoutError) as error:
             log.info("ledger_left", error=str(error))
@@ -126,9 +129,6 @@ class Drain:
         """Redis's time in milliseconds, if this node is the one that drains."""
         has, now = await self._store.run(LEASE, [LEDGER_LEASE], [self._node, LEASE_MS], STEP_SECONDS)
         return int(now) if has else None
-
-    async def _leads(self) -> bool:
-        return await self._lease() is not None
 
     def _due(self) -> list[bytes]:
         """The streams of this round."""

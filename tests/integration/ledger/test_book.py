@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,16 +92,13 @@ def test_several_writers_at_once(ledger_url: str) -> None:
     def write(part: list[Row]) -> None:
         book = Book.open(ledger_url)
         try:
-            for begin in range(0, len(part), 30):
-                found.extend(book.insert(part[begin : begin + 30]))
+            for begin in range(0, len(part), 60):
+                found.extend(book.insert(part[begin : begin + 60]))
         finally:
             book.close()
 
-    threads = [threading.Thread(target=write, args=(part,)) for part in (some, some[::-1], some[60:])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(write, (some, some[::-1], some[60:])))  # raises what any of them raised
     book = Book.open(ledger_url)
     assert found == []
     assert len(book.rows()) == 120
