@@ -71,7 +71,9 @@ class Books:
             return
         if int(reply[1]) != now:
             self._fail(f"{name} says it is {int(reply[1])}, where it is {now}")
-        owners = [self._owner(key, args[7 + 4 * i :], now) for i, key in enumerate(keys[3::3])]
+        first_key, first_limit = (3, 7) if name == "reserve" else (4, 9)  # a settlement also has the ledger's stream
+        buckets = keys[first_key::3]
+        owners = [self._owner(key, args[first_limit + 4 * i :], now) for i, key in enumerate(buckets)]
         for owner in owners:
             owner.sweep(leased)
             owner.turn(now)
@@ -79,7 +81,7 @@ class Books:
             self._reserved(keys, args, reply, owners, now, leased)
         else:
             self._settled(keys, args, reply, owners, now)
-        for key, owner in zip(keys[3::3], owners, strict=True):
+        for key, owner in zip(buckets, owners, strict=True):
             self._compare(name, key, owner, now)
 
     def _fail(self, text: str) -> None:
