@@ -27,13 +27,14 @@ from server.ledger.drain import Drain
 from server.ledger.prices import price_of, provider_of
 from server.ledger.shelf import Shelf
 from server.messages import scripts
-from server.messages.conversations import Conversations, Limits
+from server.messages.conversations import Conversations
 from server.messages.events import EVENT_BYTES
 from server.messages.hub import Hub
 from server.messages.journal import Journal
 from server.messages.keeper import Keeper, Times
 from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
+from server.messages.place import Limits
 from server.messages.reader import Reader
 from server.messages.service import Messages
 from server.overview.samples import Recorder

@@ -17,8 +17,9 @@ from server.http.errors import BadRequest
 from server.http.host import Api
 from server.http.idempotency import checked_id, message_id
 from server.http.parameters import integer, text
-from server.messages.conversations import Conversations, Overview, Place
+from server.messages.conversations import Conversations
 from server.messages.origin import Origin
+from server.messages.place import Overview, Place
 from server.messages.service import unavailable
 from server.messages.titles import make_title
 from server.store.link import StoreError

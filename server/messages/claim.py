@@ -8,8 +8,8 @@ from typing import Any
 
 from server.ledger.record import Account
 from server.messages import request as asked
-from server.messages.conversations import Place
 from server.messages.origin import Origin
+from server.messages.place import Place
 from server.prompts import request as prompted
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown

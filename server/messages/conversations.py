@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
@@ -24,11 +23,28 @@ from server.messages import conversation as pure
 from server.messages.conversation import Entry, Map
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL, Hub
+from server.messages.place import (
+    GONE,
+    LOG_EVENTS,
+    QUEUE_LIMIT,
+    STEP_SECONDS,
+    Ended,
+    Limits,
+    Overview,
+    Page,
+    Place,
+    Turn,
+    keep_parts,
+    over,
+    refused,
+    run,
+    too_long,
+    unknown,
+)
 from server.messages.reader import Reader, Record
 from server.messages.scripts import (
     CANCEL,
     CONVERSATION_ADVANCE,
-    CONVERSATION_APPEND,
     CONVERSATION_CHANGE,
     CONVERSATION_DELETE,
     CONVERSATION_ENTER,
@@ -37,12 +53,12 @@ from server.messages.scripts import (
     ERASE,
     RESOLVE,
 )
+from server.messages.tool_calls import TOOL_SECONDS, ToolCalls, is_late
 from server.store.keys import (
     ConversationKeys,
     MessageKeys,
     control_channel,
     conversation_index,
-    conversation_tag,
     message_tag,
     user_tag,
 )
@@ -52,99 +68,14 @@ from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("conversations")
 
-LOG_EVENTS: Final = 2_048
-"""About how many events of a conversation's log are kept; a cursor before them is told to read the history anew."""
-QUEUE_LIMIT: Final = 100
-"""Most messages that wait in one conversation."""
 MAX_PINS: Final = 64
 POLL_SECONDS: Final = 1.0
 """How often the head of a watched conversation is read, in case a notification was lost."""
-STEP_SECONDS: Final = 5.0
-TOOL_SECONDS: Final = 600.0
-"""How long the answers to an answer's tool calls may take; then they are marked as lost."""
 CONTEXT_ENTRIES: Final = 2_000
 """Most entries that are looked at for one context."""
 PAGE_BYTES: Final = 131_072
 ERASE_SECONDS: Final = 5.0
 ERASE_AT_ONCE: Final = 64
-
-
-GONE: Final = ProtocolError("conversation_unknown", "the conversation was deleted")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A conversation of a user."""
-
-    id: str
-    tag: str
-    keys: ConversationKeys
-
-    @classmethod
-    def of(cls, user: str, conversation: str) -> Place:
-        """The conversation of this name; `user` is the user's tag."""
-        tag = conversation_tag(user, conversation)
-        return cls(conversation, tag, ConversationKeys.of(tag))
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a tier allows."""
-
-    conversations: int
-    entries: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What entering came to: the turn (`position` 0), or a place in the queue."""
-
-    position: int
-    current: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """What is known of a conversation beside its entries."""
-
-    head: int
-    title: str | None
-    tip: str
-    current: str
-    queue: tuple[str, ...]
-    entries: int
-    bytes: int
-    created: float
-    updated: float
-
-    def shown(self) -> Map:
-        """As clients see it."""
-        shown: Map = {
-            "seq": self.head, "title": self.title, "tip": self.tip or None, "current": self.current or None,
-            "queue": list(self.queue), "entries": self.entries, "bytes": self.bytes, "created": self.created,
-            "updated": self.updated,
-        }  # fmt: skip
-        return shown
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Entries of a branch, oldest first."""
-
-    head: int
-    """Where the conversation's log stood."""
-    tip: str
-    current: str
-    queue: tuple[str, ...]
-    title: str | None
-    more: bool
-    """Whether the branch goes on beyond the page."""
-    entries: list[Entry]
-    pinned: list[Entry]
-    """Pinned entries that lie before the page."""
-    pins: frozenset[str]
-    """All pinned entries."""
 
 
 class Feed:
@@ -177,6 +108,7 @@ class Conversations:
         self.keep_seconds = keep_seconds
         self.claim_seconds = claim_seconds
         self.tool_seconds = tool_seconds
+        self.tools = ToolCalls(store, keep_seconds)
         self._feeds: dict[bytes, Feed] = {}
         self._owner = TaskOwner("conversations")
 
@@ -227,7 +159,7 @@ class Conversations:
         meta = feed.keys.meta
         head, due, deleted = await self.store.call(meta, "HMGET", meta, "head", "due", "deleted", seconds=STEP_SECONDS)
         if is_late(due):
-            await self.expire_calls(feed.keys)
+            await self.tools.expire(feed.keys)
         number = -2 if deleted else int(head or 0)
         if number != feed.head:
             feed.head = number
@@ -263,7 +195,7 @@ class Conversations:
             place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes", "due", "asker"
         )
         if is_late(due):
-            await self.expire_calls(place.keys)
+            await self.tools.expire(place.keys)
         if deleted:
             await self.unlist(who, place)
             return unknown(place.id)
@@ -278,25 +210,7 @@ class Conversations:
             if None in found:
                 missing = wanted[found.index(None)]
                 return ProtocolError("invalid_frame", f"send: this conversation has no part {missing!r}")
-        return await self._wrong_results(place, given, parent) if asker is not None else None
-
-    async def _wrong_results(self, place: Place, given: Sequence[Map], parent: str | None) -> ProtocolError | None:
-        """Results have to complete the set, and none may be there already."""
-        results = [message["tool_call_id"] for message in given if message["role"] == "tool"]
-        if not results:
-            return None
-        calls = await self.calls(place.keys)
-        if missing := [call for call, answered in calls.items() if not answered and call not in results]:
-            return ProtocolError(
-                "invalid_frame", "send: results of other tool calls are missing", details={"missing": missing}
-            )
-        if parent is None and (again := [call for call in results if calls.get(call)]):
-            return ProtocolError(
-                "invalid_frame",
-                "send: these tool calls have results already; go on without theirs",
-                details={"answered": again},
-            )
-        return None
+        return await self.tools.wrong_results(place, given, parent) if asker is not None else None
 
     async def register(self, who: Principal, conversation: str) -> bool:
         """Put it on the user's list; False if the tier's limit is reached."""
@@ -322,11 +236,6 @@ class Conversations:
         index = conversation_index(user_tag(who.tenant, who.kind, who.user))
         await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
 
-    async def calls(self, keys: ConversationKeys, seconds: float = IMPATIENT) -> dict[str, bool]:
-        """The tool calls at the end of the conversation: whether each has its result. Raises `StoreError`, …"""
-        flat = await self.store.call(keys.calls, "HGETALL", keys.calls, seconds=seconds)
-        return {flat[i].decode(): bool(flat[i + 1]) for i in range(0, len(flat), 2)}
-
     async def enter(
         self, place: Place, message_id: str, token: bytes, request: Map, reopened: bool,
         user: tuple[str, str, str], seconds: float,
@@ -337,8 +246,7 @@ class Conversations:
         """
         now = time.time()
         entries, parts = pure.new_entries(message_id, request.get("input"), now)
-        if parts:
-            await self._store_parts(place.keys, parts, seconds)
+        await keep_parts(self.store, place.keys, parts, self._ttl, seconds)
         parent = request.get("parent") or ""
         on_busy = request.get("on_busy", "queue")
         args: list[Any] = [
@@ -354,7 +262,7 @@ class Conversations:
                 pure.count_tokens(entry.body["message"]), orjson.dumps(entry.body),
                 orjson.dumps({"type": "message", **shown}),
             ]  # fmt: skip
-        reply = await self._run(CONVERSATION_ENTER, place.keys, args, seconds)
+        reply = await run(self.store, CONVERSATION_ENTER, place.keys, args, seconds)
         match reply[0]:
             case b"current":
                 return Turn(0)
@@ -367,12 +275,7 @@ class Conversations:
                 return await self.enter(place, message_id, token, request, reopened, user, seconds)
             case b"ended":
                 raise Ended
-        raise _refused(place.id, request, reply)
-
-    async def _store_parts(self, keys: ConversationKeys, parts: Mapping[str, bytes], seconds: float) -> None:
-        for digest, data in parts.items():
-            await self.store.call(keys.parts, "HSETNX", keys.parts, digest, data, seconds=seconds)
-        await self.store.call(keys.parts, "PEXPIRE", keys.parts, self._ttl, seconds=seconds)
+        raise refused(place.id, request, reply)
 
     async def look_at_current(self, place: Place, user: tuple[str, str, str]) -> bool:
         """For who waits: ask the current message to stop if that is wanted, and move on if it has ended or is no more.
@@ -447,8 +350,7 @@ class Conversations:
         text, given = await self._final(record, found)
         parts: dict[str, bytes] = {}
         body = pure.answer_body(text, given, found.end or {}, time.time(), parts)
-        if parts:
-            await self._store_parts(place.keys, parts, STEP_SECONDS)
+        await keep_parts(self.store, place.keys, parts, self._ttl)
         reply = await self.give_turn(place, message_id, token, found.state, body)
         await self.store.call(record.record, "HDEL", record.record, "history", seconds=STEP_SECONDS)
         if reply[0] == b"deleted":
@@ -477,12 +379,12 @@ class Conversations:
             orjson.dumps({"type": "message", **shown}), repr(now + self.tool_seconds),
             pure.count_tokens(body["message"]), *(pure.open_calls(body) if state == "done" else ()),
         ]  # fmt: skip
-        return await self._run(CONVERSATION_ADVANCE, place.keys, args, STEP_SECONDS)
+        return await run(self.store, CONVERSATION_ADVANCE, place.keys, args)
 
     async def withdraw(self, place: Place, message_id: str, token: bytes) -> None:
         """A message came to nothing: nothing of it stays. Raises `StoreError` or `TimeoutError`."""
         args = [message_id, token, "withdrawn", repr(time.time()), self._ttl, LOG_EVENTS, 0, b"{}", b"{}", 0, 0]
-        await self._run(CONVERSATION_ADVANCE, place.keys, args, STEP_SECONDS)
+        await run(self.store, CONVERSATION_ADVANCE, place.keys, args)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -491,7 +393,7 @@ class Conversations:
         names = ("due", "created", "deleted", "head", "title", "tip", "current", "queue", "entries", "bytes", "updated")
         found = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, *names, seconds=seconds)
         if is_late(found[0]):
-            await self.expire_calls(place.keys)
+            await self.tools.expire(place.keys)
             found = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, *names, seconds=seconds)
         created, deleted, head, title, tip, current, queue, entries, size, updated = (
             value.decode() if value is not None else None for value in found[1:]
@@ -516,7 +418,7 @@ class Conversations:
         read = [keys.meta, keys.headers, keys.bodies, keys.children]
         reply = await self.store.run(CONVERSATION_PAGE, read, args, seconds)
         if len(reply) > 1 and is_late(reply[9]):
-            await self.expire_calls(keys)
+            await self.tools.expire(keys)
             reply = await self.store.run(CONVERSATION_PAGE, read, args, seconds)
         if reply[0] == b"deleted":
             raise unknown(place.id)
@@ -620,7 +522,7 @@ class Conversations:
     async def _change(self, place: Place, op: str, value: str) -> list[Any]:
         title = orjson.dumps(value if value or op != "create" else None)
         args = [op, value, title, repr(time.time()), self._ttl, LOG_EVENTS, MAX_PINS]
-        reply = await self._run(CONVERSATION_CHANGE, place.keys, args, STEP_SECONDS)
+        reply = await run(self.store, CONVERSATION_CHANGE, place.keys, args)
         match reply[0]:
             case b"deleted" | b"unknown":
                 raise unknown(place.id)
@@ -630,49 +532,10 @@ class Conversations:
                 raise over("pins", MAX_PINS)
         return reply
 
-    async def answer_calls(self, place: Place, given: Any) -> list[str]:
-        """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
-        parts: dict[str, bytes] = {}
-        args: list[Any] = []
-        now = time.time()
-        keys = place.keys
-        due, asker = await self.store.call(keys.meta, "HMGET", keys.meta, "due", "asker", seconds=STEP_SECONDS)
-        if is_late(due):
-            await self.expire_calls(keys)
-        for message in pure.inputs_of(given):
-            if message["role"] != "tool":
-                raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
-            args += _tool_entry(asker or b"", message, now, parts)
-        if parts:
-            await self._store_parts(keys, parts, STEP_SECONDS)
-        return await self._append(keys, asker, args, False)
-
-    async def expire_calls(self, keys: ConversationKeys) -> None:
-        """Answers that did not come in time are marked as lost, for everybody to see.
-
-        Done by whoever comes next: who watches, reads, answers or goes on. Raises `StoreError` or `TimeoutError`.
-        """
-        asker = await self.store.call(keys.meta, "HGET", keys.meta, "asker", seconds=STEP_SECONDS)
-        args: list[Any] = []
-        for call, answered in (await self.calls(keys, STEP_SECONDS)).items():
-            if not answered:
-                message = {"role": "tool", "tool_call_id": call, "content": pure.NO_RESULT}
-                args += _tool_entry(asker or b"", message, time.time(), {}, timed_out=True)
-        await self._append(keys, asker, args, True)
-
-    async def _append(
-        self, keys: ConversationKeys, asker: bytes | None, entries: Sequence[Any], only_late: bool
-    ) -> list[str]:
-        args = [repr(time.time()), self._ttl, LOG_EVENTS, "1" if only_late else "", asker or "", *entries]
-        reply = await self._run(CONVERSATION_APPEND, keys, args, STEP_SECONDS)
-        if reply[0] == b"deleted":
-            raise unknown("")
-        return [call.decode() for call in reply[1:]]
-
     async def delete(self, who: Principal, place: Place) -> None:
         """Delete it, its log and what its messages hold; returns when it is gone. May be repeated."""
-        reply = await self._run(
-            CONVERSATION_DELETE, place.keys, ["close", round(self.claim_seconds * 1000)], STEP_SECONDS
+        reply = await run(
+            self.store, CONVERSATION_DELETE, place.keys, ["close", round(self.claim_seconds * 1000)], STEP_SECONDS
         )
         if reply and reply[0] == b"unknown":
             raise unknown(place.id)
@@ -689,7 +552,9 @@ class Conversations:
             messages = left
             if left:
                 await asyncio.sleep(0.05)
-        await self._run(CONVERSATION_DELETE, place.keys, ["empty", round(self.claim_seconds * 1000)], STEP_SECONDS)
+        await run(
+            self.store, CONVERSATION_DELETE, place.keys, ["empty", round(self.claim_seconds * 1000)], STEP_SECONDS
+        )
         await self.unlist(who, place)
 
     async def _stop_and_erase(self, keys: MessageKeys) -> bool:
@@ -702,68 +567,6 @@ class Conversations:
         return bool(
             await self.store.run(ERASE, [keys.record, keys.journal, keys.standing], [end], seconds=STEP_SECONDS)
         )
-
-    async def _run(self, script: Any, keys: ConversationKeys, args: Sequence[Any], seconds: float) -> list[Any]:
-        reply: list[Any] = await self.store.run(script, [*keys.stored, keys.channel], args, seconds)
-        return reply
-
-
-class Ended(Exception):
-    """The message has had its turn and has ended."""
-
-
-def is_late(due: bytes | None) -> bool:
-    """Whether the time for answers to tool calls is over."""
-    return float(due or "inf") <= time.time()
-
-
-def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:
-    """A tool's result as the script takes it; its id follows from the message that called the tool."""
-    call = message["tool_call_id"]
-    body = {"message": pure.by_reference(message, parts), "created": now, **known}
-    name = pure.entry_id(asker.decode(), call)
-    shown = Entry(name, None, 0, "tool", "done", "", body).shown()
-    del shown["parent"], shown["message"]
-    return [
-        call, name, pure.size_of(body), pure.count_tokens(body["message"]), orjson.dumps(body),
-        orjson.dumps({"type": "message", **shown}),
-    ]  # fmt: skip
-
-
-def unknown(conversation: str) -> ProtocolError:
-    """No such conversation of this user: it never was, has expired, or was deleted."""
-    return ProtocolError("conversation_unknown", f"there is no conversation {conversation!r}")
-
-
-def over(name: str, limit: int) -> ProtocolError:
-    """A limit of the tier is reached."""
-    return ProtocolError(
-        "conversation_limit", f"the limit of {limit} {name} is reached", details={"limit": name, "most": limit}
-    )
-
-
-def too_long(needed: int, room: int) -> ProtocolError:
-    """What must be sent does not fit."""
-    return ProtocolError(
-        "context_length_exceeded",
-        f"the input takes about {needed} tokens; there is room for {room}",
-        details={"input_tokens": needed, "room_tokens": room},
-    )
-
-
-def _refused(conversation: str, request: Map, reply: Sequence[bytes]) -> ProtocolError:
-    match reply[0]:
-        case b"busy":
-            return ProtocolError(
-                "conversation_busy", "the conversation is answering", details={"current": reply[1].decode()}
-            )
-        case b"full":
-            return over("queued messages", QUEUE_LIMIT)
-        case b"parent":
-            return ProtocolError("message_unknown", f"there is no entry {request.get('parent')!r} to answer")
-        case b"taken":
-            return ProtocolError("idempotency_mismatch", "an entry of the conversation has this id")
-    return unknown(conversation)
 
 
 def _entries(flat: Sequence[bytes]) -> list[Entry]:

@@ -21,13 +21,13 @@ from protocol.errors import ProtocolError
 from server.ledger.record import Account
 from server.messages import request as asked
 from server.messages.claim import Claim, account_of
-from server.messages.conversations import Place
 from server.messages.finalize import finalize, gather
 from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.life import until_redis_answers
 from server.messages.means import Means
 from server.messages.message import Running
 from server.messages.origin import Origin
+from server.messages.place import Place
 from server.messages.reader import Reader
 from server.messages.scripts import KEPT, RELEASE, TAKEOVER
 from server.messages.state import has_ended

@@ -18,8 +18,9 @@ from protocol.errors import ProtocolError
 from server.access.identity import Principal
 from server.messages import request as asked
 from server.messages.conversation import Map
-from server.messages.conversations import ERASE_AT_ONCE, ERASE_SECONDS, Conversations, Place
+from server.messages.conversations import ERASE_AT_ONCE, ERASE_SECONDS, Conversations
 from server.messages.events import merge_calls
+from server.messages.place import Place
 from server.messages.service import Messages
 from server.store.keys import MessageKeys, active_set, conversation_index, message_index, message_tag, user_tag
 

@@ -8,7 +8,7 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages import request as asked
-from server.messages.conversations import Place
+from server.messages.place import Place
 from server.messages.scripts import CONVERSATION_PROMPT
 from server.prompts import request as prompted
 from server.prompts.service import Prompts

@@ -14,11 +14,11 @@ from server.messages import request as asked
 from server.messages import structured
 from server.messages.answer import Answer
 from server.messages.conversation import TooLong
-from server.messages.conversations import too_long
 from server.messages.flight import Flight, race
 from server.messages.journal import JournalLost, Verdict
 from server.messages.life import STORE_SECONDS, Life, Stopped, until_redis_answers
 from server.messages.means import Means, Target
+from server.messages.place import too_long
 from server.messages.question import Question
 from server.messages.reservation import Reservation
 from server.messages.scripts import START_ATTEMPT

@@ -9,9 +9,9 @@ from typing import Final
 from protocol.errors import ProtocolError
 from protocol.frames import ChatMessage, Send
 from server.access.identity import Principal
-from server.messages.conversations import Place
 from server.messages.finalize import gather
 from server.messages.origin import FEATURE, Origin
+from server.messages.place import Place
 from server.messages.service import Messages
 
 TITLE_SECONDS: Final = 60.0

@@ -8,10 +8,10 @@ from typing import Final
 
 from protocol.errors import ProtocolError
 from server.messages.answer import Answer
-from server.messages.conversations import Ended, Place
 from server.messages.journal import JournalLost, Verdict
 from server.messages.life import AGAIN_SECONDS, STORE_SECONDS, Life
 from server.messages.means import Means
+from server.messages.place import Ended, Place
 from server.messages.question import Question
 from server.messages.scripts import QUEUE
 from server.messages.state import Happening, State

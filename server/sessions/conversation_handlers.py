@@ -12,8 +12,9 @@ import structlog
 from protocol.errors import ProtocolError
 from protocol.frames import ConversationRequest, History, Subscribe, Unsubscribe
 from server.messages.conversation import Entry
-from server.messages.conversations import Conversations, Overview, Place
+from server.messages.conversations import Conversations
 from server.messages.origin import Origin
+from server.messages.place import Overview, Place
 from server.messages.service import unavailable
 from server.messages.titles import make_title
 from server.sessions.actor import Session, handles
@@ -348,7 +349,7 @@ async def _waiting(session: Session, frame: ConversationRequest) -> Frame:
 
 
 async def _answer(session: Session, frame: ConversationRequest) -> Frame:
-    left = await session.messages.means.conversations.answer_calls(_place(session, frame), frame.input)
+    left = await session.messages.means.conversations.tools.answer(_place(session, frame), frame.input)
     return {"missing": left}
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from server.messages.conversation import Entry, entry_id, entry_of
-from server.messages.conversations import Place
+from server.messages.place import Place
 from server.store.keys import user_tag
 from tests.simulation.check import Check, Truth
 from tests.simulation.loop import Host

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from protocol.errors import ProtocolError
 from server.messages.conversation import entry_id
-from server.messages.conversations import Conversations, Ended, Place
+from server.messages.conversations import Conversations
+from server.messages.place import Ended, Place
 from server.store.store import Script
 from tests.simulation.redis import Keyspace
 

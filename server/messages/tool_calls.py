@@ -1,0 +1,107 @@
+"""The tool calls at the end of a conversation, which clients answer: each once, all of them, and in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from protocol.errors import ProtocolError
+from server.messages import conversation as pure
+from server.messages.conversation import Entry, Map
+from server.messages.place import LOG_EVENTS, STEP_SECONDS, Place, keep_parts, run, unknown
+from server.messages.scripts import CONVERSATION_APPEND
+from server.store.keys import ConversationKeys
+from server.store.store import IMPATIENT, Store
+
+TOOL_SECONDS: Final = 600.0
+"""How long the answers to an answer's tool calls may take; then they are marked as lost."""
+
+
+class ToolCalls:
+    """See the module. Everything raises `StoreError` or `TimeoutError`."""
+
+    def __init__(self, store: Store, keep_seconds: float) -> None:
+        self.store = store
+        self._keep_ms = round(keep_seconds * 1000)
+
+    async def answer(self, place: Place, given: Any) -> list[str]:
+        """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
+        parts: dict[str, bytes] = {}
+        args: list[Any] = []
+        now = time.time()
+        keys = place.keys
+        due, asker = await self.store.call(keys.meta, "HMGET", keys.meta, "due", "asker", seconds=STEP_SECONDS)
+        if is_late(due):
+            await self.expire(keys)
+        for message in pure.inputs_of(given):
+            if message["role"] != "tool":
+                raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
+            args += _tool_entry(asker or b"", message, now, parts)
+        await keep_parts(self.store, keys, parts, self._keep_ms)
+        return await self._append(keys, asker, args, False)
+
+    async def expire(self, keys: ConversationKeys) -> None:
+        """Answers that did not come in time are marked as lost, for everybody to see.
+
+        Done by whoever comes next: who watches, reads, answers or goes on. Raises `StoreError` or `TimeoutError`.
+        """
+        asker = await self.store.call(keys.meta, "HGET", keys.meta, "asker", seconds=STEP_SECONDS)
+        args: list[Any] = []
+        for call, answered in (await self.all(keys, STEP_SECONDS)).items():
+            if not answered:
+                message = {"role": "tool", "tool_call_id": call, "content": pure.NO_RESULT}
+                args += _tool_entry(asker or b"", message, time.time(), {}, timed_out=True)
+        await self._append(keys, asker, args, True)
+
+    async def _append(
+        self, keys: ConversationKeys, asker: bytes | None, entries: Sequence[Any], only_late: bool
+    ) -> list[str]:
+        args = [repr(time.time()), self._keep_ms, LOG_EVENTS, "1" if only_late else "", asker or "", *entries]
+        reply = await run(self.store, CONVERSATION_APPEND, keys, args)
+        if reply[0] == b"deleted":
+            raise unknown("")
+        return [call.decode() for call in reply[1:]]
+
+    async def wrong_results(self, place: Place, given: Sequence[Map], parent: str | None) -> ProtocolError | None:
+        """Results have to complete the set, and none may be there already."""
+        results = [message["tool_call_id"] for message in given if message["role"] == "tool"]
+        if not results:
+            return None
+        calls = await self.all(place.keys)
+        if missing := [call for call, answered in calls.items() if not answered and call not in results]:
+            return ProtocolError(
+                "invalid_frame", "send: results of other tool calls are missing", details={"missing": missing}
+            )
+        if parent is None and (again := [call for call in results if calls.get(call)]):
+            return ProtocolError(
+                "invalid_frame",
+                "send: these tool calls have results already; go on without theirs",
+                details={"answered": again},
+            )
+        return None
+
+    async def all(self, keys: ConversationKeys, seconds: float = IMPATIENT) -> dict[str, bool]:
+        """The tool calls at the end of the conversation: whether each has its result. Raises `StoreError`, …"""
+        flat = await self.store.call(keys.calls, "HGETALL", keys.calls, seconds=seconds)
+        return {flat[i].decode(): bool(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+def is_late(due: bytes | None) -> bool:
+    """Whether the time for answers to tool calls is over."""
+    return float(due or "inf") <= time.time()
+
+
+def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:
+    """A tool's result as the script takes it; its id follows from the message that called the tool."""
+    call = message["tool_call_id"]
+    body = {"message": pure.by_reference(message, parts), "created": now, **known}
+    name = pure.entry_id(asker.decode(), call)
+    shown = Entry(name, None, 0, "tool", "done", "", body).shown()
+    del shown["parent"], shown["message"]
+    return [
+        call, name, pure.size_of(body), pure.count_tokens(body["message"]), orjson.dumps(body),
+        orjson.dumps({"type": "message", **shown}),
+    ]  # fmt: skip
