@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
@@ -13,6 +14,8 @@ from protocol.codec import JSON, DecodeError
 from protocol.errors import ProtocolError
 from server.http.errors import BadRequest
 
+_ABOUT: Final = re.compile(r"`(\w+)` (?:is|must) ")
+"""How a rule over several fields begins that one of them breaks."""
 BODY_SECONDS: Final = 30.0
 """How long a body may take to arrive."""
 DISCARD_BYTES: Final = 16 * 1024 * 1024
@@ -47,6 +50,8 @@ def bad_request(error: ValidationError) -> BadRequest:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
+    if not where and (about := _ABOUT.match(what)) is not None:
+        return BadRequest(what, about.group(1))
     if first["type"] == "extra_forbidden":
         return BadRequest(f"There is no parameter `{where}` here.", where)
     return BadRequest(f"`{where}`: {what}" if where else what, where or None)

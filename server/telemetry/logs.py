@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import orjson
 import structlog
@@ -22,7 +23,7 @@ def configure(environ: Mapping[str, str], stream: TextIO | None = None) -> None:
     console on a terminal. Libraries that use `logging` come out in the same form. Raises `ValueError` for other
     values.
     """
-    stream = stream or sys.stderr
+    stream = stream or cast(TextIO, _StandardError())
     level = _choice(environ, "TIDEWIRE_LOG_LEVEL", "info", tuple(LEVELS))
     form = _choice(environ, "TIDEWIRE_LOG_FORMAT", "console" if stream.isatty() else "json", FORMATS)
     shared: list[Processor] = [
@@ -58,6 +59,19 @@ def _choice(environ: Mapping[str, str], name: str, default: str, known: tuple[st
     if value not in known:
         raise ValueError(f"{name} should be one of {', '.join(known)}")
     return value
+
+
+class _StandardError(io.TextIOBase):
+    """The standard error of the moment: whoever replaces it later gets the lines."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
 
 
 class _NamedLogger(structlog.WriteLogger):

@@ -72,7 +72,8 @@ async def storm(socket: Wire, node: int, count: int) -> tuple[int, int]:
     while len(refused) + len(ended) < count:
         frame = await socket.recv()
         if frame["type"] == "error":
-            if frame["error"]["code"] == "store_unavailable":  # more than this machine serves in time: ask again
+            # more than this machine serves in time, or asked again before such a claim was undone: ask again
+            if frame["error"]["code"] in ("store_unavailable", "message_unknown"):
                 await socket.ask(frame["id"], ask("tokens=20", frame["id"]), max_output_tokens=20)
                 continue
             assert frame["error"]["code"] == "quota_exceeded", frame

@@ -54,7 +54,7 @@ async def counted(
         await eventually(lambda: not any(c._stream for c in here.upstream.connections))
         await eventually(lambda: len(asyncio.all_tasks()) <= before)
         assert not node.hub._by_name
-        assert not node.hub._confirm
+        assert node.hub._confirm.keys() <= node.hub._listeners.keys()  # what the node itself listens to stays
         await no_keys_left(redis_url)
 
 
@@ -422,8 +422,6 @@ async def test_odd_but_legal_requests_end_like_any_other(valkey_url: str) -> Non
         '"tools":[{"type":"function","function":{"name":"f","x":1e300}}]',
         '"metadata":{"\\ud800":"\\udfff\\u0000"}',
         '"tools":[{"type":"function","\\ud800":1}]',
-        '"response_format":{"type":["json_object"]}',
-        '"response_format":{"type":null}',
         '"stop":[]', '"seed":-0', '"temperature":0', '"unknown":{"a":[[[]]]}', '"tools":[]', '"max_tokens":1',
         '"metadata":{"a":1e-320}',
     ]  # fmt: skip

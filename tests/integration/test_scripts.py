@@ -167,8 +167,8 @@ async def test_a_temporary_failure_is_reopened_once_by_its_seq(board: Board) -> 
     reopened = [reply for reply in replies if reply[0] == b"reopened"]
     assert len(reopened) == 1
     assert all(reply[0] == b"have" for reply in replies if reply not in reopened)
-    _, new_fence, head, attempts, gen, run, records, request = reopened[0]
-    assert request == b"{}"
+    _, new_fence, head, attempts, gen, run, records, request, origin = reopened[0]
+    assert (request, origin) == (b"{}", b"")
     assert (head, attempts, gen, run, records) == (b"2", b"1", generation, b"2", b"RECORDS")
     assert new_fence.startswith(b"2:")
     record = await board.record()

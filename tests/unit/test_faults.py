@@ -25,7 +25,7 @@ def test_every_fault_has_a_row_with_a_code_of_the_protocol() -> None:
 
 def test_a_request_that_is_at_fault_does_not_open_a_breaker() -> None:
     blameless = {fault for fault, row in CONSEQUENCES.items() if not row.counts_towards_breaker}
-    assert blameless == {Fault.REJECTED, Fault.CONTEXT_LENGTH, Fault.CONTENT_FILTER}
+    assert blameless == {Fault.REJECTED, Fault.CONTEXT_LENGTH, Fault.CONTENT_FILTER, Fault.OFF_FORMAT}
 
 
 @pytest.mark.parametrize(
