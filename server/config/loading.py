@@ -244,7 +244,7 @@ class _Loader:
         if kind == "missing":
             return "is needed"
         if kind == "string_pattern_mismatch":
-            return _PATTERN_HINTS[str(path[-1])]
+            return _PATTERN_HINTS.get(str(path[-1]), "should be the name of an environment variable")
         message = re.sub(r"Input should|Value should|Tuple should", "should", message)
         for theirs, ours in _WORDS:
             message = message.replace(theirs, ours)

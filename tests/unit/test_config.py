@@ -255,6 +255,12 @@ def test_a_secret_in_a_reference_is_recognised_and_not_quoted() -> None:
     assert found == {"targets.a.api_key_env": "should be the name of an environment variable, not the key itself"}
 
 
+def test_every_name_of_a_variable_says_what_it_should_be() -> None:
+    assert problems({"jobs": {"webhook_secret_env": ""}}) == {
+        "jobs.webhook_secret_env": "should be the name of an environment variable"
+    }
+
+
 def test_a_secret_may_be_a_variable_of_its_own() -> None:
     environ = {**HOME, "TIDEWIRE_TARGETS__A__API_KEY": "sk-1", "TIDEWIRE_AUTH_JWT_SECRET": "s" * 32}
     result = settings(None, environ)
