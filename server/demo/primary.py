@@ -23,7 +23,7 @@ class BreakablePrimary:
 
     def __init__(self) -> None:
         self.broken = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.create_server(("127.0.0.1", 0))
         self._relayed: set[asyncio.BaseTransport] = set()
         self._upstream = ""
         self._http: aiohttp.ClientSession | None = None
@@ -32,7 +32,7 @@ class BreakablePrimary:
     @property
     def base_url(self) -> str:
         """Where the target `primary` is."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}/v1"
 
     async def start(self, upstream: str) -> None:
         """Relay to `upstream`, the base URL of the real model."""
@@ -43,7 +43,7 @@ class BreakablePrimary:
         app.router.add_route("*", "/{path:.*}", self._relay)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listener).start()
+        await web.SockSite(self._runner, self.listener).start()
 
     def set_broken(self, broken: bool) -> None:
         """Break it, in the middle of what it says, or mend it."""
@@ -58,7 +58,7 @@ class BreakablePrimary:
             await self._runner.cleanup()
         if self._http is not None:
             await self._http.close()
-        self._listener.close()
+        self.listener.close()
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
         if self.broken:

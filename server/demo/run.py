@@ -28,8 +28,9 @@ def run(environ: MutableMapping[str, str], overrides: Overrides, *, lan: bool) -
         environ[SECRET_VARIABLE] = secrets.token_hex(32)
         secret_env = SECRET_VARIABLE
         overrides = {**overrides, "server": {**overrides.get("server", {}), "host": "0.0.0.0"}}  # noqa: S104
-    settings = Settings.demo(environ, overrides, primary_url=primary.base_url, secret_env=secret_env)
-    return serve(settings, demo=lambda listener: DemoSupervisor(primary, _parts(listener, lan), _say(environ, lan)))
+    with primary.listener:
+        settings = Settings.demo(environ, overrides, primary_url=primary.base_url, secret_env=secret_env)
+        return serve(settings, demo=lambda listener: DemoSupervisor(primary, _parts(listener, lan), _say(environ, lan)))
 
 
 def _parts(listener: socket.socket, lan: bool) -> DemoParts:

@@ -323,12 +323,13 @@ def test_a_fallback_is_shown_and_withdraws_the_earlier_text(chat: Chat) -> None:
 
 def test_gauges_drain_and_refill(chat: Chat) -> None:
     chat.page.set_viewport_size({"width": 1440, "height": 900})
-    limit = {"name": "tokens_per_minute", "limit": 1000, "remaining": 100, "reset_seconds": 2.0}
-    ScriptedServer(chat.page, lambda server, frame: server.say({"type": "quota", "limits": [limit]}))
+    limit = {"name": "tokens_per_minute", "limit": 1000, "remaining": 100, "reset_seconds": 3600.0}
+    server = ScriptedServer(chat.page, lambda server, frame: server.say({"type": "quota", "limits": [limit]}))
     chat.open()
     chat.ask("?")
     gauge = chat.page.get_by_test_id("gauge-tokens_per_minute")
     expect(gauge).to_have_attribute("data-low", "true")
+    server.say({"type": "quota", "limits": [{**limit, "reset_seconds": 1.0}]})
     expect(gauge).to_have_attribute("data-share", "1.000")
     expect(gauge).to_contain_text("1,000 of 1,000")
 

@@ -197,7 +197,7 @@ async def test_a_busy_conversation_refuses_or_queues(here: Place) -> None:
         ("GET", f"{AT}/not%20an%20id", {}, "id"),
         ("GET", f"{AT}/c1/messages", {"params": {"before": "a", "after": "b"}}, "after"),
         ("GET", f"{AT}/c1/messages", {"params": {"before": ""}}, "before"),
-        ("POST", CHAT, {"json": {"messages": []}}, None),
+        ("POST", CHAT, {"json": {"messages": []}}, "messages"),
         ("POST", CHAT, {"json": {"messages": turns("x"), "parent": "m1"}}, None),
     ],
 )
