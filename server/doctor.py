@@ -24,7 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from server.access.credentials import target_specs
 from server.access.jwks import usable_keys
-from server.config import ConfigError, Settings, load
+from server.config import ConfigError, Settings, demo_settings, load
 from server.prompts.check import check as check_versions
 from server.prompts.registry import BadRegistry
 from server.prompts.service import Prompts
@@ -84,7 +84,7 @@ def run(config: Path | None, environ: Mapping[str, str], *, as_json: bool = Fals
 async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Finding]:
     """Every finding. What cannot be looked at because of another failure is left out."""
     try:
-        settings = Settings.demo(environ) if config is None else load(config, environ)
+        settings = demo_settings(environ) if config is None else load(config, environ)
     except ConfigError as error:
         return [Finding(problem.path, "fail", problem.message) for problem in error.problems]
     owner = TaskOwner("doctor")

@@ -6,6 +6,7 @@ Secrets are never part of a `Settings`: `server.access.credentials` resolves the
 """
 
 from server.config.checks import ASYMMETRIC, SECRET_BYTES, is_loopback, read_secret, webhook_secrets
+from server.config.demo import demo_settings
 from server.config.loading import data_home, load, parse
 from server.config.schema import ConfigError, Problem
 from server.config.sections import (
@@ -49,6 +50,7 @@ __all__ = [
     "TenantSettings",
     "TierSettings",
     "data_home",
+    "demo_settings",
     "is_loopback",
     "load",
     "parse",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 from server.access.pairing import NONCE_BYTES, Pairing
-from server.config import Overrides, Settings
+from server.config import Overrides, demo_settings
 from server.demo.parts import DemoParts, DemoSupervisor
 from server.demo.primary import BreakablePrimary
 from server.process import address_of, serve
@@ -29,7 +29,7 @@ def run(environ: MutableMapping[str, str], overrides: Overrides, *, lan: bool) -
         secret_env = SECRET_VARIABLE
         overrides = {**overrides, "server": {**overrides.get("server", {}), "host": "0.0.0.0"}}  # noqa: S104
     with primary.listener:
-        settings = Settings.demo(environ, overrides, primary_url=primary.base_url, secret_env=secret_env)
+        settings = demo_settings(environ, overrides, primary_url=primary.base_url, secret_env=secret_env)
         return serve(settings, demo=lambda listener: DemoSupervisor(primary, _parts(listener, lan), _say(environ, lan)))
 
 

@@ -14,7 +14,7 @@ import pytest
 import redis.asyncio
 
 from server.access.identity import ANONYMOUS_TENANT, ANONYMOUS_USER
-from server.config import Settings
+from server.config import Settings, demo_settings
 from server.doctor import check_prompts
 from server.process import serve
 from server.prompts.check import check
@@ -410,10 +410,10 @@ async def test_a_changed_release_is_refused_at_start_and_by_the_doctor(here: Pla
 
 
 def test_the_demo_has_a_prompt_and_leaves_it_to_who_brings_another() -> None:
-    settings = Settings.demo({"HOME": "/nonexistent"})
+    settings = demo_settings({"HOME": "/nonexistent"})
     prompts = Prompts.of(settings)
     wanted = prompts.wanted("default", None)
     assert wanted is not None
     assert prompts.resolve(wanted, "anybody").filled.before[0]["role"] == "system"
     assert check(prompts.registry) == []
-    assert Settings.demo({"HOME": "/", "TIDEWIRE_PROMPTS_DIR": "/tmp"}).routes["default"].prompt is None
+    assert demo_settings({"HOME": "/", "TIDEWIRE_PROMPTS_DIR": "/tmp"}).routes["default"].prompt is None

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 import server.config
 from server.access.credentials import jwt_secret, target_specs
-from server.config import ConfigError, Settings, data_home, is_loopback, load, parse
+from server.config import ConfigError, Settings, data_home, demo_settings, is_loopback, load, parse
 from server.config.environment import value_of, variables
 from server.config.schema import FIXED_SECTIONS, NAMED_SECTIONS, annotation_at, dotted, keys_at
 from server.config.sections import Section
@@ -115,15 +115,15 @@ def test_the_documented_file_is_accepted(tmp_path: Path) -> None:
 
 
 def test_demo() -> None:
-    demo = Settings.demo(HOME)
+    demo = demo_settings(HOME)
     assert demo.auth.anonymous
     assert is_loopback(demo.server.host)
     assert demo.targets[demo.routes["default"].targets[0]].driver == "embedded"
-    other = Settings.demo(HOME, {"server": {"port": 9000}})
+    other = demo_settings(HOME, {"server": {"port": 9000}})
     assert other.server.port == 9000
     assert other.redis.data_dir != demo.redis.data_dir
     with pytest.raises(ConfigError, match="loopback"):
-        Settings.demo({**HOME, "TIDEWIRE_SERVER_HOST": "0.0.0.0"})
+        demo_settings({**HOME, "TIDEWIRE_SERVER_HOST": "0.0.0.0"})
 
 
 def test_data_home_follows_xdg() -> None:
