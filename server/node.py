@@ -8,7 +8,7 @@ import random
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -56,9 +56,13 @@ from server.store.link import Link, StoreError
 from server.store.replicas import Replicas
 from server.store.store import Store
 from server.telemetry.metrics import Metrics
+from server.telemetry.spans import are_wanted
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.base import Driver, TargetSpec
 from server.upstreams.registry import Addresses, Parts, build
+
+if TYPE_CHECKING:
+    from server.telemetry.traces import Traces
 
 log = structlog.get_logger("node")
 
@@ -75,6 +79,15 @@ RECONNECT_SPREAD_MS: Final = 2_000
 
 HOLDS_REMEMBERED: Final = 2
 """How many times a claim's life a hold is remembered: whoever may still settle it finds whether it was settled."""
+
+
+def traces_of(environ: Mapping[str, str], node: str) -> Traces | None:
+    """The way to the collector of traces, if there is one."""
+    if not are_wanted(environ):
+        return None
+    from server.telemetry.traces import Traces  # 0.2 s
+
+    return Traces(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,7 @@ class Node:
         self._drivers: list[Driver] = []
         self.shelf = Shelf(settings.ledger.url)
         """The ledger's database."""
+        self._traces = traces_of(environ, self.id)
         self._owner = TaskOwner("node")
 
     async def start(self) -> None:
@@ -165,6 +179,7 @@ class Node:
             quotas=self.quotas,
             gate=self.breakers,
             replicas=self.replicas,
+            tracer=self._traces,
             pseudonym=(await shared_pseudonyms(settings.ledger, self.environ, self.store)).of,
         )
         times = Times(kept.retention_seconds, kept.claim_seconds)
@@ -318,4 +333,6 @@ class Node:
         await self._upstreams.close()
         await self.authenticator.close()
         await self.store.close()
+        if self._traces is not None:
+            await self._traces.close()
         log.info("node_stopped", node=self.id)

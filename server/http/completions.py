@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -35,6 +36,7 @@ from server.messages.reader import Details
 from server.messages.scripts import MAX_RUNS
 from server.messages.service import Found, Messages, unavailable
 from server.store.link import StoreError
+from server.telemetry.spans import TRACEPARENT, TraceContext
 
 SENT: Final = frozenset(ChatCompletionRequest.model_fields) & frozenset(Send.model_fields)
 HTTP: Final = Origin("http")
@@ -48,7 +50,9 @@ async def create(api: Api, request: Request) -> Response:
     send_id = message_id(given)
     add_headers(request, {MESSAGE_ID_HEADER: send_id})
     body = await bodies.read(request, ChatCompletionRequest, api.settings.server.max_frame_bytes)
-    found, details = await ask(api.messages, who, to_send(body, send_id), time.time)
+    above = TraceContext.of(request.headers.get(TRACEPARENT))
+    origin = HTTP if above is None else replace(HTTP, traceparent=above.header)
+    found, details = await ask(api.messages, who, to_send(body, send_id), origin, time.time)
     head = Head(found.id, int(details.created), body.model)
     if not body.stream:
         return WholeAnswer(api.messages, found, head)
@@ -74,13 +78,13 @@ def to_send(body: ChatCompletionRequest, send_id: str) -> Send:
         raise bodies.bad_request(error) from None
 
 
-async def ask(messages: Messages, who: Principal, send: Send, now: Any) -> tuple[Found, Details]:
+async def ask(messages: Messages, who: Principal, send: Send, origin: Origin, now: Any) -> tuple[Found, Details]:
     """Create the message, attach to it, or begin it again after a temporary failure.
 
     Raises `ProtocolError`: as `Messages.ask`, and the stored error of a message that failed and can't be begun again
     (yet: then with the rest of the stated wait).
     """
-    found = await messages.ask(who, send, HTTP)
+    found = await messages.ask(who, send, origin)
     details = await details_of(messages, found)
     if details.record.state != "failed" or details.record.end is None:
         return found, details
@@ -92,7 +96,7 @@ async def ask(messages: Messages, who: Principal, send: Send, now: Any) -> tuple
     wait = rest_of_wait_ms(details, now())
     if wait > 0:
         raise stored_error(end["error"], wait)
-    found = await messages.ask(who, send.model_copy(update={"retry_of": details.record.head}), HTTP)
+    found = await messages.ask(who, send.model_copy(update={"retry_of": details.record.head}), origin)
     return found, await details_of(messages, found)
 
 

@@ -10,10 +10,12 @@ from server.ledger.record import Account
 from server.messages import request as asked
 from server.messages.origin import Origin
 from server.messages.place import Place
+from server.messages.spans import RunTrace
 from server.prompts import request as prompted
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, hold_id
+from server.telemetry.spans import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class Claim:
     def account(self) -> Account:
         """To whom its usage is booked."""
         return account_of(self.tag, self.generation, self.id, self.user, self.origin, self.request)
+
+    @property
+    def trace(self) -> RunTrace:
+        """Where this run stands in its trace."""
+        return RunTrace(self.tag, self.generation, self.run, TraceContext.of(self.origin.traceparent))
 
     @property
     def token(self) -> bytes:

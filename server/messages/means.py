@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from server.routing.attempts import Route
 from server.routing.gate import Gate
 from server.store.replicas import Replicas
 from server.store.store import Store
+from server.telemetry.spans import Span
 from server.upstreams.base import Driver
 
 
@@ -31,6 +32,12 @@ class Target:
     """Who serves it, as OpenTelemetry names providers (`gen_ai.provider.name`)."""
     context_tokens: int | None = None
     """Size of the model's context, if it is known."""
+
+
+class Tracer(Protocol):
+    """What sends spans, if anybody wants them."""
+
+    def tell(self, root: Span, children: Callable[[], Sequence[Span]]) -> None: ...  # noqa: D102
 
 
 class Watch(Protocol):
@@ -63,5 +70,7 @@ class Means:
     """Whether there is room for a message, and what it has used."""
     replicas: Replicas
     """Whether a failover would still know it."""
+    tracer: Tracer | None = None
+    """Who is told of every run as spans; None: nobody, and upstreams get no `traceparent`."""
     pseudonym: Callable[[str, str, str], str | None] = lambda _tenant, _kind, _user: None
     """What providers are told of a user (tenant, kind, user); None: nothing."""

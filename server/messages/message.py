@@ -17,11 +17,12 @@ from server.messages.answer import Answer, error_of
 from server.messages.claim import Claim
 from server.messages.journal import JournalLost, Verdict
 from server.messages.life import Life, NotAdmitted, Stopped
-from server.messages.means import Means
+from server.messages.means import Means, Tracer
 from server.messages.pursuit import Landed, Pursuit
 from server.messages.question import Question
 from server.messages.reader import Reader
 from server.messages.reservation import Reservation
+from server.messages.spans import attempt_spans, run_span
 from server.messages.state import State
 from server.messages.turn import Turn
 from server.routing.attempts import GiveUp, Plan
@@ -40,6 +41,7 @@ class Running:
         self.life.claim = replace(claim, standing_text=b"")  # it is counted; a large text must not stay in memory
         self.question = Question(self.life, means)
         self.reservation = Reservation(self.life, means.quotas)
+        self._began = time.time()
         self.released = False
         """Whether its claim was taken back."""
         self.lost_writes = False
@@ -81,7 +83,15 @@ class Running:
         finally:
             self.life.left()
         self.means.watch.message_ended(self.life.state)
+        if self.means.tracer is not None:
+            self._trace(self.means.tracer)
         return True
+
+    def _trace(self, tracer: Tracer) -> None:
+        """Tell the run as spans."""
+        trace, records, now = self.claim.trace, self.answer.records, time.time()
+        root = run_span(trace, self.claim.account, self.life.state, records, self._began, now)
+        tracer.tell(root, lambda: attempt_spans(trace, records, now))
 
     async def _to_the_end(self) -> None:
         claim, answer = self.claim, self.answer

@@ -15,6 +15,7 @@ import msgpack
 
 from protocol.errors import ProtocolError
 from server.messages.events import clean
+from server.telemetry.spans import TRACEPARENT, TraceContext
 
 MAX_TAGS: Final = 16
 """Most pairs of `metadata`; as with OpenAI."""
@@ -38,10 +39,12 @@ class Origin:
     """See `tags_of`."""
     tier: str = ""
     """The user's tier when it was first asked for."""
+    traceparent: str = ""
+    """The span of whoever asked, as the W3C header; empty if they told none."""
 
     def pack(self) -> bytes:
         """As it stands in Redis."""
-        packed: bytes = msgpack.packb([self.door, self.id, dict(self.tags), self.tier])
+        packed: bytes = msgpack.packb([self.door, self.id, dict(self.tags), self.tier, self.traceparent])
         return packed
 
     @classmethod
@@ -51,12 +54,25 @@ class Origin:
 
 
 def tags_of(metadata: Mapping[str, Any] | None) -> dict[str, str]:
-    """`metadata` as tags, every value a text. Raises `ProtocolError` (`invalid_frame`) that says what is too much."""
+    """`metadata` as tags, every value a text; without `traceparent`, which is no tag.
+
+    Raises `ProtocolError` (`invalid_frame`) that says what is too much.
+    """
     if not metadata:
         return {}
     if len(metadata) > MAX_TAGS:
         raise _refused(f"metadata: at most {MAX_TAGS} pairs are taken, not {len(metadata)}")
-    return {_name(name): text for name, value in metadata.items() if (text := _text(name, value)) is not None}
+    return {
+        _name(name): text
+        for name, value in metadata.items()
+        if (text := _text(name, value)) is not None and name != TRACEPARENT
+    }
+
+
+def traceparent_of(metadata: Mapping[str, Any] | None) -> str:
+    """The span that `metadata` says it was sent in; empty if none, or none that is well-formed."""
+    value = (metadata or {}).get(TRACEPARENT)
+    return value if isinstance(value, str) and TraceContext.of(value) is not None else ""
 
 
 def _name(name: str) -> str:

@@ -142,6 +142,7 @@ class Pursuit:
             user=self.means.pseudonym(*claim.user),
             tags=claim.origin.tags,
             message_id=claim.id,
+            traceparent=None if self.means.tracer is None else claim.trace.attempt(step.number).header,
         )
 
     # --- under way ---------------------------------------------------------------------------------------------------

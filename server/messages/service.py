@@ -25,7 +25,7 @@ from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
 from server.messages.life import Displaced
 from server.messages.means import Means
-from server.messages.origin import Origin, tags_of
+from server.messages.origin import Origin, tags_of, traceparent_of
 from server.messages.prompted import Prompted
 from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
@@ -129,7 +129,8 @@ class Messages:
         """
         self._check_route(send.model)
         check_format(send.response_format)
-        origin = replace(origin, tags=tags_of(send.metadata), tier=who.tier)
+        told = traceparent_of(send.metadata) or origin.traceparent
+        origin = replace(origin, tags=tags_of(send.metadata), tier=who.tier, traceparent=told)
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:

@@ -57,6 +57,8 @@ class Call:
     """The request's `metadata`, for the provider's own reports."""
     message_id: str = ""
     """For logs only."""
+    traceparent: str | None = None
+    """The attempt's span, for an upstream that traces too (W3C Trace Context)."""
 
 
 class Fault(StrEnum):

@@ -16,6 +16,7 @@ import orjson
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from server.telemetry.spans import TRACEPARENT
 from server.upstreams.base import Batch, Call, Capabilities, Fault, TargetSpec, UpstreamFailure
 from server.upstreams.chat import ChatReader
 from server.upstreams.provider_errors import failure
@@ -154,11 +155,12 @@ class OpenAIDriver:
     async def _open(self, call: Call, dog: Watchdog) -> aiohttp.ClientResponse:
         """Send the request and wait for the headers of a good answer. Raises `UpstreamFailure`."""
         body = self.body(call)
+        headers = self._headers if call.traceparent is None else self._headers | {TRACEPARENT: call.traceparent}
         dog.ask()
         try:
             async with asyncio.timeout(dog.budget):
                 response = await self._http.session.post(
-                    self._url, data=body, headers=self._headers, timeout=self._timeout, allow_redirects=False
+                    self._url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
                 )
         except aiohttp.ConnectionTimeoutError:
             dog.stop()

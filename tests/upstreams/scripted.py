@@ -199,6 +199,7 @@ class ScriptedUpstream:
             stream=bool(body.get("stream")),
             user=body.get("user"),
             idempotency_key=headers.get("idempotency-key"),
+            traceparent=headers.get("traceparent"),
             max_tokens=limit,
         )
         return request
