@@ -55,7 +55,7 @@ from server.store.keys import PROMPT_CHANNEL, control_channel
 from server.store.link import Link, StoreError
 from server.store.replicas import Replicas
 from server.store.store import Store
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import SHARED, Metrics
 from server.telemetry.spans import are_wanted
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.base import Driver, TargetSpec
@@ -109,7 +109,7 @@ class Node:
         self.settings = settings
         self.parts = parts
         self.environ = environ
-        self.metrics = Metrics()
+        self.metrics = Metrics(environ.get(SHARED))
         self.authenticator = Authenticator.from_settings(settings, environ)
         self.origins = OriginPolicy.from_settings(settings)
         self.sessions: set[Session] = set()

@@ -33,6 +33,7 @@ from server.prompts.service import Prompts
 from server.sessions.transport import DroppingProtocol
 from server.store.embedded import EmbeddedRedis
 from server.store.link import StoreError
+from server.telemetry.metrics import counting_together, forget_process
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.registry import Addresses, LocalProcesses
 
@@ -243,7 +244,7 @@ async def _supervise(
 ) -> int:
     stop = asyncio.Event()
     pipes = Pipes(demo)
-    with _signals(stop):
+    with _signals(stop), counting_together(os.environ):
         async with _parts(settings, demo) as parts:
             await _check_redis(parts.redis_url)
             async with asyncio.TaskGroup() as nodes:
@@ -282,6 +283,7 @@ async def _keep_node(
             if process.is_alive():
                 process.kill()
             process.join()
+            forget_process(process.pid, os.environ)
             ours.close()
         if not stop.is_set():
             log.error("node_died", node=number, exit_code=process.exitcode)

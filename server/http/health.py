@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -46,6 +46,6 @@ def metrics(counted: Metrics) -> Endpoint:
     """Prometheus text format."""
 
     async def serve(request: Request) -> Response:
-        return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(counted.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return serve

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from server.telemetry.counts import Counts
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
+SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that tells the library of a folder in which processes that share a port count together."""
+
+
+@contextmanager
+def counting_together(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """The processes started meanwhile count together: whichever of them is asked, it tells the sums."""
+    before = environ.get(SHARED)
+    with TemporaryDirectory(prefix="tidewire-metrics-") as folder:
+        environ[SHARED] = folder
+        try:
+            yield
+        finally:
+            del environ[SHARED]
+            if before is not None:
+                environ[SHARED] = before
+
+
+def forget_process(pid: int | None, environ: Mapping[str, str]) -> None:
+    """What a process that is gone has counted stays; what it had open does not."""
+    mark_process_dead(pid, environ[SHARED])  # type: ignore[no-untyped-call]
+
+
 class Metrics:
     """Everything that is counted; hand it to what counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: str | None = None) -> None:
+        self._shared = shared
+        """The folder of `SHARED`, which the library found in the environment when it was imported."""
         self.counts = Counts()
         """The same in small, for the operator's page."""
         registry = self.registry = CollectorRegistry()
-        self._sessions = Gauge("tidewire_sessions", "Open WebSocket sessions", registry=registry)
+        self._sessions = Gauge(
+            "tidewire_sessions", "Open WebSocket sessions", multiprocess_mode="livesum", registry=registry
+        )
         self._session_seconds = Histogram(
             "tidewire_session_seconds", "How long sessions last", buckets=(1, 10, 60, 600, 3600), registry=registry
         )
@@ -44,10 +77,16 @@ class Metrics:
         self._quota = Counter(
             "tidewire_quota", "Reservations and settlements, by outcome", ["outcome"], registry=registry
         )
-        self._running = Gauge("tidewire_messages_running", "Attempts now streaming", registry=registry)
+        self._running = Gauge(
+            "tidewire_messages_running", "Attempts now streaming", multiprocess_mode="livesum", registry=registry
+        )
 
         self._target_state = Gauge(
-            "tidewire_target_state", "1 for the state a target is in", ["target", "state"], registry=registry
+            "tidewire_target_state",
+            "1 for the state a target is in",
+            ["target", "state"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
         )
         self._breaker_moves = Counter(
             "tidewire_breaker_transitions", "Changes of a target's state", ["target", "state", "why"], registry=registry
@@ -71,11 +110,21 @@ class Metrics:
             ["route", "winner"],
             registry=registry,
         )
-        self._open_jobs = Gauge("tidewire_jobs_open", "Jobs that have not ended, of all nodes", registry=registry)
-        self._waiting_items = Gauge(
-            "tidewire_job_items_queued", "Items of jobs that nobody has begun, of all nodes", registry=registry
+        self._open_jobs = Gauge(
+            "tidewire_jobs_open",
+            "Jobs that have not ended, of all nodes",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
         )
-        self._running_items = Gauge("tidewire_job_items_running", "Items of jobs that run here", registry=registry)
+        self._waiting_items = Gauge(
+            "tidewire_job_items_queued",
+            "Items of jobs that nobody has begun, of all nodes",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self._running_items = Gauge(
+            "tidewire_job_items_running", "Items of jobs that run here", multiprocess_mode="livesum", registry=registry
+        )
         self._items = Counter("tidewire_job_items", "Items of jobs ended, by outcome", ["outcome"], registry=registry)
         self._put_off = Counter(
             "tidewire_job_items_put_off",
@@ -93,6 +142,7 @@ class Metrics:
         self._ledger_lag = Gauge(
             "tidewire_ledger_lag_seconds",
             "Age of the oldest usage record not yet in the database, on the node that drains; elsewhere 0",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self._ledger_trouble = Counter(
@@ -105,6 +155,14 @@ class Metrics:
         for kind in ("conflict", "malformed", "refused", "unavailable"):
             self._ledger_trouble.labels(kind)  # an alarm needs the 0
         self._state_of: dict[str, str] = {}
+
+    def exposition(self) -> bytes:
+        """Prometheus text format: of this process, or of all that share the port."""
+        if self._shared is None:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, self._shared)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 

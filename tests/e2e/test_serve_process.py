@@ -148,6 +148,11 @@ async def test_two_workers_share_a_port_and_every_message(
 
         await eventually_true(both_serve, START_SECONDS)
         clients = [await stack.enter_async_context(wire(server.url)) for _ in range(10)]
+        async with aiohttp.ClientSession() as http:  # whichever of them is asked
+            for _ in range(6):
+                headers = {"connection": "close"}
+                async with http.get(f"{server.http}/metrics", headers=headers) as answer:
+                    assert "\ntidewire_sessions 10.0\n" in await answer.text()
         content = [{"role": "user", "content": "script tokens=60 gap=0.3 unicode=1"}]
         await asyncio.gather(*(client.ask("m1", content) for client in clients))
         for client in clients:
