@@ -263,7 +263,10 @@ class Node:
         down: dict[Link, float] = {}
         told: set[Link] = set()
         while True:
+            asked = loop.time()
             await asyncio.sleep(WATCH_SECONDS)
+            self.metrics.loop_late(loop.time() - asked - WATCH_SECONDS)
+            self.metrics.store_up(self.store.available)
             for link in self.store.links():
                 if link.available:
                     down.pop(link, None)

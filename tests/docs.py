@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from server.routing import breaker
+from server.telemetry.metrics import Metrics
 from server.upstreams import faults
 
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
@@ -17,7 +18,24 @@ def _mermaid(diagram: Callable[[], str]) -> Callable[[], str]:
     return lambda: f"```mermaid\n{diagram()}\n```"
 
 
+def _metrics() -> str:
+    """Every metric, in the order in which they are declared."""
+    rows = ["| metric | type | labels | what it tells |", "|---|---|---|---|"]
+    registry = Metrics().registry
+    labels = {
+        name: getattr(collector, "_labelnames", ())  # the library tells them nowhere else
+        for collector, names in registry._collector_to_names.items()
+        for name in names
+    }
+    for metric in registry.collect():
+        ending = "_total" if metric.type == "counter" else ""
+        named = ", ".join(f"`{label}`" for label in labels[metric.name])
+        rows.append(f"| `{metric.name}{ending}` | {metric.type} | {named} | {metric.documentation} |")
+    return "\n".join(rows)
+
+
 PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
+    "operations.md": {"metrics": _metrics},
     "resilience.md": {"faults": faults.markdown, "breaker": _mermaid(breaker.diagram)},
 }
 """File → name of a part, between `<!-- made: NAME -->` and `<!-- end: NAME -->` → what makes it."""

@@ -307,6 +307,7 @@ class Keeper:
             description = fields.get(f"attempt:{number}")
             if number not in told and description is not None:
                 records.append(self._lost_record(number, description, len(text) if number == made else 0, run))
+        self.means.watch.message_adopted()
         log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
         return Claim(
             id=fields["id"].decode(),

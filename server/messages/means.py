@@ -48,6 +48,7 @@ class Watch(Protocol):
     def attempt_ended(self, target: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
     def output(self, chunks: int) -> None: ...  # noqa: D102
     def message_ended(self, state: str) -> None: ...  # noqa: D102
+    def message_adopted(self) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from server.telemetry.counts import Counts
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_LATE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 
 
 SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -80,7 +81,21 @@ class Metrics:
         self._running = Gauge(
             "tidewire_messages_running", "Attempts now streaming", multiprocess_mode="livesum", registry=registry
         )
-
+        self._takeovers = Counter(
+            "tidewire_takeovers", "Messages taken over from nodes that died or left them", registry=registry
+        )
+        self._store_up = Gauge(
+            "tidewire_store_up",
+            "1 while every Redis primary answers this node, else 0",
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._late = Histogram(
+            "tidewire_event_loop_late_seconds",
+            "How much later than asked the event loop came back, ten times a second",
+            buckets=_LATE_SECONDS,
+            registry=registry,
+        )
         self._target_state = Gauge(
             "tidewire_target_state",
             "1 for the state a target is in",
@@ -218,6 +233,20 @@ class Metrics:
         """A message reached its end."""
         self._messages.labels(state).inc()
         self.counts.message_ended(state)
+
+    def message_adopted(self) -> None:
+        """A message that another node had left was taken over."""
+        self._takeovers.inc()
+
+    # --- the node itself ----------------------------------------------------------------------------------------------
+
+    def store_up(self, up: bool) -> None:
+        """Whether every Redis primary answers."""
+        self._store_up.set(up)
+
+    def loop_late(self, seconds: float) -> None:
+        """The event loop came back so much later than it was asked to."""
+        self._late.observe(max(0.0, seconds))
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

@@ -136,6 +136,10 @@ async def test_a_survivor_goes_on_with_the_trace(
         await watching.send({"type": "resume", "id": "m1", "after": 0})
         await watching.ended("m1")
         await eventually(lambda: bool(collector.spans), 10)
+        async with aiohttp.ClientSession() as http, http.get(f"{survivor.http}/metrics") as answer:
+            told = await answer.text()
+        assert "\ntidewire_takeovers_total 1.0\n" in told
+        assert "\ntidewire_store_up 1.0\n" in told
         run, attempts = collector.of("m1")
         starts = [entry for entry in upstream.records if entry["event"] == "start"]
         assert [entry["traceparent"] for entry in starts] == [f"00-{run['trace']}-{span['id']}-01" for span in attempts]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from server.telemetry.metrics import Metrics
 from server.upstreams.base import Fault
 from tests.docs import DOCS, PARTS, renewed
 
@@ -16,3 +19,14 @@ def test_the_made_parts_are_current(file: str) -> None:
 def test_the_fault_table_has_every_fault() -> None:
     text = (DOCS / "resilience.md").read_text(encoding="utf-8")
     assert all(f"\n| `{fault}` |" in text for fault in Fault)
+
+
+def test_alarms_ask_for_metrics_that_there_are() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    rules = "".join(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    asked = set(re.findall(r"\b(?:tidewire|gen_ai)_[a-z_]+", rules))
+    there = {
+        metric.name + ending for metric in Metrics().registry.collect() for ending in ("", "_total", "_bucket", "_sum")
+    }
+    assert len(asked) > 5
+    assert asked <= there
