@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup system run test slow check bench load simulate chaos lock format clean
+.PHONY: help setup system run test slow check bench load simulate chaos wheel lock format clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -64,6 +64,9 @@ simulate: setup ## Run whole clusters in one process, with made-up time and faul
 
 chaos: setup system ## Kill, freeze and cut off real processes
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+wheel: setup ## Build dist/tidewire-*.whl, the page in it
+	@$(BIN)/hatchling build -t wheel
 
 lock: ## Resolve the dependencies anew, with hashes (needs uv)
 	@uv pip compile $(LOCK) pyproject.toml -o requirements/run.txt
