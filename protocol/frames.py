@@ -104,6 +104,8 @@ class Limit(Frame):
     limit: int | float
     remaining: int | float
     reset_seconds: int | float
+    route: str | None = None
+    """The one whose messages are counted in it; none: all that have no such limit of their own."""
 
 
 class ResumePoint(Frame):

@@ -58,6 +58,8 @@ class Owner:
     money: int | None
     leases: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Hold → (end, nano-dollars)."""
+    unslotted: set[str] = field(default_factory=set)
+    """Holds that are none of the messages at once."""
     spent: int = 0
     month: tuple[int, int] = (0, 0)
 
@@ -80,7 +82,12 @@ class Owner:
         found: list[int] = []
         for level in (self.tokens, self.requests):
             found += [-1, -1] if level is None else [floor(level.at_time(now)), level.wait(level.limit, now)]
-        return [*found, len(self.leases), self.used]
+        return [*found, self.slots_taken, self.used]
+
+    @property
+    def slots_taken(self) -> int:
+        """Messages at once."""
+        return len(self.leases.keys() - self.unslotted)
 
 
 @dataclass
@@ -91,11 +98,14 @@ class Hold:
     nano: int
     debits: list[int]
     settled: bool = False
-    counted: bool = True
+
+
+Counted = list[str]
+"""Of each owner: the numbers of the limits that a hold is counted in."""
 
 
 class Book:
-    """Owners and holds; every call says what the script must answer."""
+    """Owners and holds; every call says what the script must answer. A hold is counted the same in all of its calls."""
 
     def __init__(self, limits: list[tuple[int | None, int | None, int | None, int | None]], now: int) -> None:
         def full(limit: int | None) -> Level | None:
@@ -104,73 +114,83 @@ class Book:
         self.owners = [Owner(full(tpm), full(rpm), slots, money) for tpm, rpm, slots, money in limits]
         self.holds: dict[str, Hold] = {}
 
-    def _begin(self, now: int) -> None:
-        for owner in self.owners:
-            owner.sweep(now)
+    def _begin(self, now: int, counted: Counted) -> None:
+        for owner, numbers in zip(self.owners, counted, strict=True):
+            if numbers:
+                owner.sweep(now)
             owner.turn(now)
 
-    def reserve(self, now: int, lease: int, hold: str, tokens: int, nano: int, forced: bool) -> list[Any]:
+    def reserve(
+        self, now: int, lease: int, hold: str, tokens: int, nano: int, forced: bool, counted: Counted
+    ) -> list[Any]:
         """Verdict, wait, limit, shows."""
-        self._begin(now)
+        self._begin(now, counted)
         have = self.holds.get(hold)
         if have is not None and have.settled:
             return ["settled", -1, "", *self._shows(now)]
         more, more_nano = max(0, tokens - (have.tokens if have else 0)), max(0, nano - (have.nano if have else 0))
-        lacks = [] if forced else self._lacks(now, more, more_nano, have is None)
+        lacks = [] if forced else self._lacks(now, more, more_nano, have is None, counted)
         if lacks:
             wait, limit = max(lacks, key=lambda lack: lack[0])  # the first of the longest
             return ["refused", wait, limit, *self._shows(now)]
         new = have or Hold(0, 0, [0 for _ in self.owners])
         new.tokens, new.nano = new.tokens + more, new.nano + more_nano
         for number, owner in enumerate(self.owners):
-            if owner.tokens is not None:
+            if owner.tokens is not None and "1" in counted[number]:
                 owner.tokens.add(-more, now)
                 new.debits[number] += more
-            if owner.requests is not None and have is None:
+            if owner.requests is not None and have is None and "2" in counted[number]:
                 owner.requests.add(-1, now)
-            owner.leases[hold] = (now + lease, new.nano)
+            if counted[number]:
+                owner.leases[hold] = (now + lease, new.nano)
+                if "3" not in counted[number]:
+                    owner.unslotted.add(hold)
         self.holds[hold] = new
         return ["again" if have else "held", -1, "", *self._shows(now)]
 
-    def _lacks(self, now: int, more: int, more_nano: int, fresh: bool) -> list[tuple[int, str]]:
+    def _lacks(self, now: int, more: int, more_nano: int, fresh: bool, counted: Counted) -> list[tuple[int, str]]:
         found: list[tuple[int, str]] = []
         for number, owner in enumerate(self.owners, 1):
-            if owner.tokens is not None and more and owner.tokens.at_time(now) < more:
+            numbers = counted[number - 1]
+            if owner.tokens is not None and "1" in numbers and more and owner.tokens.at_time(now) < more:
                 found.append((owner.tokens.wait(more, now), f"{number}:1"))
-            if owner.requests is not None and fresh and owner.requests.at_time(now) < 1:
+            if owner.requests is not None and "2" in numbers and fresh and owner.requests.at_time(now) < 1:
                 found.append((owner.requests.wait(1, now), f"{number}:2"))
-            if owner.slots is not None and fresh and len(owner.leases) >= owner.slots:
+            if owner.slots is not None and "3" in numbers and fresh and owner.slots_taken >= owner.slots:
                 found.append((0, f"{number}:3"))
-            if owner.money is not None and (fresh or more_nano) and owner.used + more_nano > owner.money:
+            too_dear = owner.money is not None and owner.used + more_nano > owner.money
+            if "4" in numbers and (fresh or more_nano) and too_dear:
                 found.append((month_end(now) - now, f"{number}:4"))
         return found
 
-    def settle(self, now: int, hold: str, tokens: int, nano: int, undispatched: bool) -> list[Any]:
+    def settle(self, now: int, hold: str, tokens: int, nano: int, undispatched: bool, counted: Counted) -> list[Any]:
         """Verdict, shows."""
-        self._begin(now)
+        self._begin(now, counted)
         have = self.holds.get(hold)
         if have is not None and have.settled:
             return ["again", *self._shows(now)]
         for number, owner in enumerate(self.owners):
-            if owner.tokens is not None:
+            if owner.tokens is not None and "1" in counted[number]:
                 owner.tokens.add((have.debits[number] if have else 0) - tokens, now)
-            if owner.requests is not None and undispatched and have is not None:
+            if owner.requests is not None and "2" in counted[number] and undispatched and have is not None:
                 owner.requests.add(1, now)
-            owner.spent = max(0, owner.spent + nano)
-            owner.leases.pop(hold, None)
+            if counted[number]:
+                owner.spent = max(0, owner.spent + nano)
+                owner.leases.pop(hold, None)
         self.holds[hold] = have or Hold(0, 0, [0 for _ in self.owners])
         self.holds[hold].settled = True
         return ["settled" if have else "unknown", *self._shows(now)]
 
-    def renew(self, now: int, lease: int, holds: list[str]) -> list[int]:
+    def renew(self, now: int, lease: int, holds: list[str], counted: Counted) -> list[int]:
         """One number a hold."""
         answer = []
         for name in holds:
             have = self.holds.get(name)
             answer.append(int(have is not None and not have.settled))
             if have is not None and not have.settled:
-                for owner in self.owners:
-                    owner.leases[name] = (now + lease, have.nano)
+                for owner, numbers in zip(self.owners, counted, strict=True):
+                    if numbers:
+                        owner.leases[name] = (now + lease, have.nano)
         return answer
 
     def _shows(self, now: int) -> list[int]:

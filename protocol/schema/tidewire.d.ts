@@ -201,6 +201,7 @@ export interface Limit {
   limit: number;
   remaining: number;
   reset_seconds: number;
+  route?: string | null;
 }
 
 /** A message's state and journal head. */

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from server.config.schema import KeyPath, no_entry
-from server.config.sections import AuthSettings, JobsSettings, Settings, TenantSettings
+from server.config.sections import AuthSettings, JobsSettings, RouteLimitSettings, Settings, TenantSettings
 
 SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """Shortest secret of each symmetric algorithm (RFC 7518 section 3.2)."""
@@ -37,6 +37,7 @@ def cross_checks(settings: Settings, names: Names, environ: Mapping[str, str]) -
     """Everything that is wrong although each key by itself is right."""
     yield from _check_routes(settings, names)
     yield from _check_tiers(settings, names)
+    yield from _check_route_limits(settings, names)
     yield from _check_targets(settings, environ)
     yield from _check_auth(settings, environ)
     yield from _check_addresses(settings)
@@ -67,6 +68,19 @@ def _check_tiers(settings: Settings, names: Names) -> Iterator[Finding]:
     for path, tier in named:
         if tier is not None and tier not in names["tiers"]:
             yield path, no_entry("tier", tier, names["tiers"])
+
+
+def _check_route_limits(settings: Settings, names: Names) -> Iterator[Finding]:
+    routes = names.get("routes", set())
+    sections: list[tuple[KeyPath, Mapping[str, RouteLimitSettings]]] = []
+    sections += [(("tiers", name), tier.routes) for name, tier in settings.tiers.items()]
+    sections += [(("tenants", name), tenant.routes) for name, tenant in settings.tenants.items()]
+    for path, limits in sections:
+        for route, limit in limits.items():
+            if route not in routes:
+                yield (*path, "routes", route), no_entry("route", route, routes)
+            elif not limit.model_fields_set:
+                yield (*path, "routes", route), "limits nothing"
 
 
 def _check_targets(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -35,8 +35,14 @@ def path_of(name: str, data: Mapping[str, Any]) -> KeyPath | None:
     parts = rest.removeprefix("_").split("__")
     if section in FIXED_SECTIONS and all(parts):
         return (section, *parts)
-    if section in NAMED_SECTIONS and rest.startswith("_") and len(parts) == 2 and all(parts):
-        return (section, _entry(parts[0], data.get(section)), parts[1])
+    if section not in NAMED_SECTIONS or not rest.startswith("_") or not all(parts):
+        return None
+    entries = data.get(section)
+    entry = _entry(parts[0], entries)
+    if len(parts) == 2:
+        return (section, entry, parts[1])
+    if len(parts) == 4 and parts[1] == "routes":
+        return (section, entry, "routes", _entry(parts[2], data.get("routes")), parts[3])
     return None
 
 

@@ -165,6 +165,21 @@ class AuthSettings(Section):
         return self.algorithms or (("HS256",) if self.uses_secret else ("RS256", "ES256", "EdDSA"))
 
 
+class RouteLimitSettings(Section):
+    """`[tiers.NAME.routes.ROUTE]` and `[tenants.NAME.routes.ROUTE]`: limits of their own for messages of one route."""
+
+    tokens_per_minute: TokenRate | None = None
+    """Input and output tokens per minute, in a bucket of their own instead of the general one."""
+    requests_per_minute: TokenRate | None = None
+    """Messages per minute, in a bucket of their own instead of the general one."""
+    concurrent_messages: Positive | None = None
+    """Messages that may run at once, beside those that the general limit allows."""
+    max_output_tokens: Positive | None = None
+    """Most output tokens of one message, instead of the general number."""
+    monthly_usd: MonthlyUsd | None = None
+    """Spending limit for this route per calendar month (UTC), in US dollars; within the general one."""
+
+
 class TierSettings(Section):
     """`[tiers.NAME]`: limits of each user of this tier."""
 
@@ -186,6 +201,8 @@ class TierSettings(Section):
     """Bytes of one conversation, images and files included."""
     on_redis_outage: Literal["refuse", "local"] = "refuse"
     """When the quota store is down: refuse new messages, or admit by a local estimate and settle later."""
+    routes: dict[str, RouteLimitSettings] = {}
+    """Limits of their own for some routes."""
 
 
 class TenantSettings(Section):
@@ -203,6 +220,8 @@ class TenantSettings(Section):
     """Spending limit per calendar month (UTC), in US dollars."""
     on_redis_outage: Literal["refuse", "local"] | None = None
     """Overrides the tier's setting."""
+    routes: dict[str, RouteLimitSettings] = {}
+    """Limits of their own for some routes, of all users together."""
     webhook_secret_env: VariableName | None = None
     """Environment variable with the secret that signs this tenant's webhooks, instead of that of `[jobs]`."""
     webhook_secret_file: Path | None = None

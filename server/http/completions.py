@@ -29,6 +29,7 @@ from server.http.edge import add_headers
 from server.http.errors import stored_error
 from server.http.host import Api
 from server.http.idempotency import MESSAGE_ID_HEADER, message_id
+from server.http.rates import asked_for
 from server.http.standing import Ending, details_of, read_whole
 from server.http.streaming import Stream
 from server.messages.origin import Origin
@@ -50,6 +51,7 @@ async def create(api: Api, request: Request) -> Response:
     send_id = message_id(given)
     add_headers(request, {MESSAGE_ID_HEADER: send_id})
     body = await bodies.read(request, ChatCompletionRequest, api.settings.server.max_frame_bytes)
+    asked_for(request, body.model)
     above = TraceContext.of(request.headers.get(TRACEPARENT))
     origin = HTTP if above is None else replace(HTTP, traceparent=above.header)
     found, details = await ask(api.messages, who, to_send(body, send_id), origin, time.time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ class Share:
     """Until some may, if none may now."""
 
 
-def share_of(limits: list[dict[str, Any]], reserve: float) -> Share:
+def share_of(limits: Sequence[Mapping[str, Any]], reserve: float) -> Share:
     """What jobs may take of a user's limits: all but a share of each. Pure.
 
     The only slot of a limit of one may be used, else nothing would ever run. Money is not refilled soon, so none of it

@@ -26,6 +26,7 @@ from server.jobs.told import as_job
 from server.jobs.webhooks import GONE, Webhooks
 from server.messages.service import Messages, payer_of
 from server.quotas.base import Payer
+from server.quotas.limits import for_route
 from server.store.keys import message_tag
 from server.store.link import StoreError
 from server.telemetry.tasks import TaskOwner
@@ -231,7 +232,7 @@ class Worker:
         if parked > 0:
             return Share(0, round(parked * 1000) + 1)
         self._parked.pop(job.tag, None)
-        return share_of(await self.quotas.view(payer_of(job.who)), self._reserve)
+        return share_of(for_route(await self.quotas.view(payer_of(job.who)), ""), self._reserve)
 
     # --- items -------------------------------------------------------------------------------------------------------
 

@@ -412,4 +412,4 @@ def _user_of(fields: Mapping[str, bytes]) -> str:
 
 
 def _payer_of(fields: Mapping[str, bytes]) -> Payer:
-    return Payer(fields["tenant"].decode(), _user_of(fields), fields["tier"].decode())
+    return Payer(fields["tenant"].decode(), _user_of(fields), fields["tier"].decode(), fields["model"].decode())

@@ -46,7 +46,6 @@ class Question:
         return Order(
             claim.hold,
             claim.payer,
-            route.name,
             asked.most_input({**claim.request, "messages": messages}),
             asked.count_input(messages),
             claim.request.get("max_output_tokens"),

@@ -402,7 +402,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         run=int(reply[5]) if reopened else 1,
         request=request,
         user_tag=wish.user,
-        payer=payer_of(who),
+        payer=payer_of(who, request.get("model", "default")),
         head=head,
         first=head + 1,
         attempts=max(made),  # Redis may have lost the number of an attempt whose record came later
@@ -414,9 +414,9 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
     )
 
 
-def payer_of(who: Principal) -> Payer:
+def payer_of(who: Principal, route: str = "") -> Payer:
     """Whose limits count."""
-    return Payer(who.tenant, user_tag(who.tenant, who.kind, who.user), who.tier)
+    return Payer(who.tenant, user_tag(who.tenant, who.kind, who.user), who.tier, route)
 
 
 def unavailable() -> ProtocolError:

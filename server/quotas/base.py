@@ -15,6 +15,8 @@ class Payer:
     user: str
     """The user's tag (`server.store.keys.user_tag`)."""
     tier: str
+    route: str = ""
+    """The route that is asked, which may have limits of its own; empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,6 @@ class Order:
     hold: str
     """See `server.store.keys.hold_id`: the same order again finds the same hold."""
     payer: Payer
-    route: str
     input_tokens: int
     """Never less than a provider will count."""
     likely_input: int = 0

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, Final
 
+from server.quotas.limits import for_route
+
 WINDOWS: Final = {"tokens_per_minute": 60, "requests_per_minute": 60}
 _OPENAI: Final = {"tokens_per_minute": "tokens", "requests_per_minute": "requests"}
 _TENANT: Final = "tenant_"
@@ -29,9 +31,13 @@ HEADERS: Final = {
 """Every header that `rate_limit_headers` may make, and what it means."""
 
 
-def rate_limit_headers(limits: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Headers for the `limits` of a `quota` frame. What is not a rate (holds, money) has no window and is left out."""
-    rates = [limit for limit in limits if limit["name"].removeprefix(_TENANT) in WINDOWS]
+def rate_limit_headers(limits: Sequence[Mapping[str, Any]], route: str = "") -> dict[str, str]:
+    """Headers for those `limits` of a `quota` frame that a message of `route` is counted in.
+
+    What is not a rate (holds, money) has no window and is left out. So is the route: the response is about no other.
+    """
+    counted = [{**limit, "name": limit["name"].removesuffix(f":{route}")} for limit in for_route(limits, route)]
+    rates = [limit for limit in counted if limit["name"].removeprefix(_TENANT) in WINDOWS]
     if not rates:
         return {}
     headers = {

@@ -14,7 +14,7 @@ from protocol.errors import ProtocolError
 from server.quotas.base import Hold, Order, Payer, Used
 from server.quotas.bucket import Bucket
 from server.quotas.figures import read, sender
-from server.quotas.limits import MICRO, PREFIXES, SHOWN, Policies, Policy, refused, shown
+from server.quotas.limits import ALL_FOUR, MICRO, NAMES, SHOWN, Meter, Policies, Policy, refused, shown
 from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
 from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner, quota_tag, tenant_tag, usage_stream
 from server.store.link import StoreError
@@ -103,14 +103,16 @@ class Quotas:
         """See `Quota`."""
         policy = self.policies.of(order.payer)
         try:
-            tokens, cap = policy.size(order, self.policies.route_output.get(order.route))
+            tokens, cap = policy.size(order, self.policies.route_output.get(order.payer.route))
         except ProtocolError:
             if not order.forced:
                 self._watch.quota("too_large")
                 raise
-            cap = min(order.max_output_tokens or policy.max_output_tokens, policy.max_output_tokens)
+            most = policy.counting(order.payer.route).max_output_tokens
+            cap = min(order.max_output_tokens or most, most)
             tokens = order.input_tokens + cap
-        nano = (order.price(order.input_tokens, cap) or 0) if policy.counts_money else 0
+        counts_money = policy.counting(order.payer.route).counts_money
+        nano = (order.price(order.input_tokens, cap) or 0) if counts_money else 0
         hold = Hold(order.hold, order.payer, cap, tokens, nano)
         try:
             reply = await self._reserve(policy, hold, order.forced)
@@ -121,7 +123,7 @@ class Quotas:
         limits = self._learn(policy, hold.payer, reply[1], reply[4:])
         if reply[0] == b"refused":
             self._watch.quota("refused")
-            raise _refusal(refused(reply[3].decode()), int(reply[2]), limits)
+            raise _refusal(refused(policy.meters, reply[3].decode()), int(reply[2]), limits)
         self._watch.quota(reply[0].decode())
         if reply[0] != b"settled":  # else the bill was paid before Redis forgot that the message had ended
             self.held[hold.id] = hold
@@ -142,7 +144,7 @@ class Quotas:
         ]
         timing = {} if seconds is None else {"seconds": seconds}
         reply: list[Any] = await self._store.run(
-            RESERVE, _keys(hold.payer, hold.id, policy), [*args, *_limit_args(policy)], **timing
+            RESERVE, _keys(hold.payer, hold.id, policy), [*args, *policy.counting(hold.payer.route).args], **timing
         )
         return reply
 
@@ -151,10 +153,11 @@ class Quotas:
     async def settle(self, payer: Payer, hold: str, used: Used) -> None:
         """See `Quota`."""
         policy = self.policies.of(payer)
+        counting = policy.counting(payer.route)
         args = [
             hold,
             used.tokens,
-            used.nano_dollars if policy.counts_money else 0,
+            used.nano_dollars if counting.counts_money else 0,
             self._lease_us,
             self._remember_ms,
             "" if used.dispatched else "1",
@@ -164,7 +167,7 @@ class Quotas:
         ]
         keys = _keys(payer, hold, policy)
         keys[3:3] = [usage_stream(quota_tag(payer.tenant))]
-        reply = await self._store.run(SETTLE, keys, [*args, *_limit_args(policy)], STEP_SECONDS)
+        reply = await self._store.run(SETTLE, keys, [*args, *counting.args], STEP_SECONDS)
         self.held.pop(hold, None)
         if reply[0] != b"again":
             self._watch.quota("settled")
@@ -184,22 +187,23 @@ class Quotas:
 
     async def renew(self) -> None:
         """Renew the leases of everything that is held here; a tag that does not answer is tried again next time."""
-        groups: dict[tuple[str, int], list[Hold]] = {(tag, 1): [] for tag in self._tags}
+        groups: dict[tuple[str, str], list[Hold]] = {(tag, ""): [] for tag in self._tags}
         for hold in self.held.values():
-            width = len(self.policies.of(hold.payer).owners)
-            groups.setdefault((quota_tag(hold.payer.tenant), width), []).append(hold)
+            unslotted = self.policies.of(hold.payer).counting(hold.payer.route).unslotted
+            groups.setdefault((quota_tag(hold.payer.tenant), unslotted), []).append(hold)
         batches = [
-            (tag, width, holds[first : first + RENEW_HOLDS])
-            for (tag, width), holds in groups.items()
+            (tag, unslotted, holds[first : first + RENEW_HOLDS])
+            for (tag, unslotted), holds in groups.items()
             for first in range(0, max(len(holds), 1), RENEW_HOLDS)
         ]
         await asyncio.gather(*(self._renew(*batch) for batch in batches))
 
-    async def _renew(self, tag: str, width: int, holds: Sequence[Hold]) -> None:
+    async def _renew(self, tag: str, unslotted: str, holds: Sequence[Hold]) -> None:
         keys = [quota_clock(tag)]
         for hold in holds:
-            keys += [quota_hold(tag, hold.id), *_owner_keys(tag, hold.payer, self.policies.of(hold.payer))]
-        args = [self._lease_us, self._remember_ms, width, *(hold.id for hold in holds)]
+            charged = self.policies.of(hold.payer).counting(hold.payer.route).charged
+            keys += [quota_hold(tag, hold.id), *_owner_keys(tag, hold.payer, [meter for meter, _ in charged])]
+        args = [self._lease_us, self._remember_ms, unslotted, *(hold.id for hold in holds)]
         try:
             reply = await self._store.run(RENEW, keys, args, STEP_SECONDS)
         except (StoreError, TimeoutError) as error:
@@ -226,9 +230,9 @@ class Quotas:
     async def standing(self, payer: Payer) -> tuple[Rows, int]:
         """As `view`, and when they stood so, in microseconds of the tag's clock; 0 if Redis does not answer."""
         policy, tag = self.policies.of(payer), quota_tag(payer.tenant)
-        keys = [quota_clock(tag), *_owner_keys(tag, payer, policy)]
+        keys = [quota_clock(tag), *_owner_keys(tag, payer, policy.meters)]
         try:
-            reply = await self._store.run(VIEW, keys, _limit_args(policy))
+            reply = await self._store.run(VIEW, keys, policy.counting(payer.route).args)
         except (StoreError, TimeoutError):
             return [], 0
         return self._learn(policy, payer, reply[0], reply[1:]), int(reply[0])
@@ -258,7 +262,7 @@ class Quotas:
             return
         figures = read(data)
         policy = self.policies.of(figures.payer)
-        if figures.node != self._node and len(figures.numbers) == SHOWN * len(policy.owners):
+        if figures.node != self._node and len(figures.numbers) == SHOWN * len(policy.meters):
             self.say(figures.payer, _rows(policy, figures.at_us, figures.numbers), figures.at_us)
 
     async def _look_again(self) -> None:
@@ -281,7 +285,8 @@ class Quotas:
     def _in_outage(self, policy: Policy, hold: Hold, forced: bool) -> Hold:
         """Admit by this node's share of the limits, or refuse. What is admitted is reserved as debt afterwards."""
         if not forced:
-            if policy.outage == "refuse" or policy.counts_money:  # nobody here knows what was spent elsewhere
+            counts_money = policy.counting(hold.payer.route).counts_money
+            if policy.outage == "refuse" or counts_money:  # nobody here knows what was spent elsewhere
                 self._watch.quota("unavailable")
                 raise ProtocolError(
                     "store_unavailable", "the store does not answer; nothing was started", retry_after_ms=1000
@@ -297,26 +302,31 @@ class Quotas:
         """Take from this node's share of every bucket, or from none. Raises `quota_exceeded`."""
         now, nodes = round(asyncio.get_running_loop().time() * MICRO), max(1, self._nodes())
         taken: dict[str, Bucket] = {}
-        for owner, limits, prefix in zip(_owners(hold.payer), policy.owners, PREFIXES, strict=False):
+        for meter, counted in policy.counting(hold.payer.route).charged:
+            limits, owner = meter.limits, _owner(hold.payer, meter)
             slots = limits.concurrent_messages
-            running = sum(owner in _owners(other.payer) for other in self.held.values())
-            if slots is not None and running >= max(1, slots // nodes):
-                self._refuse_share(prefix + "concurrent_messages", 0)
-            sizes = {
-                "tokens_per_minute": (limits.tokens_per_minute, hold.tokens),
-                "requests_per_minute": (limits.requests_per_minute, 1),
-            }
-            for name, (limit, size) in sizes.items():
-                if limit is None:
+            if slots is not None and "3" in counted and self._running(owner) >= max(1, slots // nodes):
+                self._refuse_share(meter.name(2), 0)
+            sizes = ((0, limits.tokens_per_minute, hold.tokens), (1, limits.requests_per_minute, 1))
+            for which, limit, size in sizes:
+                if limit is None or ALL_FOUR[which] not in counted:
                     continue
-                share = max(1, limit // nodes)
-                bucket = self._outage.get(f"{owner}:{name}") or Bucket.full(share, now)
+                key = f"{owner}:{NAMES[which]}"
+                bucket = self._outage.get(key) or Bucket.full(max(1, limit // nodes), now)
                 left = bucket.take(size, now)
                 if left is None:
-                    self._refuse_share(prefix + name, bucket.wait(size, now))
+                    self._refuse_share(meter.name(which), bucket.wait(size, now))
                 else:
-                    taken[f"{owner}:{name}"] = left
+                    taken[key] = left
         self._outage.update(taken)
+
+    def _running(self, owner: str) -> int:
+        """How many of the messages at once that an owner may have run on this node."""
+        return sum(
+            "3" in counted and _owner(hold.payer, meter) == owner
+            for hold in self.held.values()
+            for meter, counted in self.policies.of(hold.payer).counting(hold.payer.route).charged
+        )
 
     def _refuse_share(self, limit: str, wait_us: int) -> None:
         self._watch.quota("refused")
@@ -337,29 +347,27 @@ class Quotas:
             self.held[hold.id] = replace(hold, degraded=False)
 
 
-def _owners(payer: Payer) -> tuple[str, str]:
-    return payer.user, tenant_tag(payer.tenant)
+def _owner(payer: Payer, meter: Meter) -> str:
+    """A name for whom a meter belongs to."""
+    who = tenant_tag(payer.tenant) if meter.whose else payer.user
+    return f"{who}@{meter.route}"
 
 
 def _keys(payer: Payer, hold: str, policy: Policy) -> list[bytes]:
     tag = quota_tag(payer.tenant)
     channel = quota_channel(tag, payer.user)
-    return [quota_clock(tag), quota_hold(tag, hold), channel, *_owner_keys(tag, payer, policy)]
+    return [quota_clock(tag), quota_hold(tag, hold), channel, *_owner_keys(tag, payer, policy.meters)]
 
 
-def _owner_keys(tag: str, payer: Payer, policy: Policy) -> list[bytes]:
+def _owner_keys(tag: str, payer: Payer, meters: Iterable[Meter]) -> list[bytes]:
     keys: list[bytes] = []
-    for owner, _ in zip(_owners(payer), policy.owners, strict=False):
-        keys += quota_owner(tag, owner)
+    for meter in meters:
+        keys += quota_owner(tag, tenant_tag(payer.tenant) if meter.whose else payer.user, meter.route)
     return keys
 
 
 def _rows(policy: Policy, at_us: int, numbers: Sequence[int]) -> Rows:
-    return shown(policy.owners, numbers, at_us, month_end_us(at_us))
-
-
-def _limit_args(policy: Policy) -> list[int | str]:
-    return [arg for limits in policy.owners for arg in limits.args()]
+    return shown(policy.meters, numbers, at_us, month_end_us(at_us))
 
 
 def _refusal(limit: str, wait_us: int, limits: Rows) -> ProtocolError:

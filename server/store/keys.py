@@ -159,10 +159,10 @@ def quota_clock(tag: str) -> bytes:
     return f"{PREFIX}{{{tag}}}:clock".encode()
 
 
-def quota_owner(tag: str, owner: str) -> tuple[bytes, bytes, bytes]:
-    """Bucket, leases and held amounts of a user or a tenant."""
-    base = f"{PREFIX}{{{tag}}}:"
-    return f"{base}b:{owner}".encode(), f"{base}l:{owner}".encode(), f"{base}a:{owner}".encode()
+def quota_owner(tag: str, owner: str, route: str = "") -> tuple[bytes, bytes, bytes]:
+    """Bucket, leases and held amounts of a user or a tenant; with `route`, those of its own limits for that route."""
+    base, name = f"{PREFIX}{{{tag}}}:", f"{owner}@{route}" if route else owner
+    return f"{base}b:{name}".encode(), f"{base}l:{name}".encode(), f"{base}a:{name}".encode()
 
 
 def quota_channel(tag: str, user: str) -> bytes:

@@ -90,6 +90,7 @@ commands = st.one_of(
     _with(b"ZCARD", keys),
     _with(b"ZSCORE", keys, st.sampled_from([b"m", b"q"])),
     _with(b"ZRANGEBYSCORE", keys, bounds, bounds),
+    _with(b"ZCOUNT", keys, bounds, bounds),
     _with(b"ZREMRANGEBYSCORE", keys, bounds, bounds),
     _with(b"XADD", keys, ids, pairs),
     _with(b"XADD", keys, st.just(b"NOMKSTREAM"), ids, pairs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,13 +56,16 @@ async def store(valkey_url: str) -> AsyncIterator[CutOff]:
 
 
 def quotas(store: Store, counts: Counts, nodes: int = 1, **tier: Any) -> Quotas:
-    data = {"targets": {"a": {"driver": "embedded"}}, "routes": {"default": {"targets": ["a"]}}}
+    data = {
+        "targets": {"a": {"driver": "embedded"}},
+        "routes": {name: {"targets": ["a"]} for name in ("default", "large")},
+    }
     policies = Policies(parse({**data, "tiers": {"default": tier}}, {"HOME": "/h"}))
     return Quotas(store, policies, counts, 1000.0, "a node", lambda: nodes)
 
 
-def order(hold: str, tokens: int = 100) -> Order:
-    return Order(hold, WHO, "default", tokens, tokens, 50)
+def order(hold: str, tokens: int = 100, payer: Payer = WHO) -> Order:
+    return Order(hold, payer, tokens, tokens, 50)
 
 
 async def test_refused_as_temporary_by_default(store: CutOff) -> None:
@@ -125,15 +129,43 @@ async def test_slots_and_money_are_not_guessed(store: CutOff) -> None:
     await rich.close()
 
 
+async def test_a_route_with_limits_of_its_own_has_a_share_of_its_own(store: CutOff) -> None:
+    routes = {"large": {"tokens_per_minute": 400, "concurrent_messages": 4}}
+    limits = {"tokens_per_minute": 1000, "concurrent_messages": 2, "routes": routes}
+    made = quotas(store, Counts(), 2, on_redis_outage="local", **limits)
+    store.down = True
+    large = replace(WHO, route="large")
+    await made.reserve(order("a", payer=large))
+    with pytest.raises(ProtocolError) as caught:
+        await made.reserve(order("b", payer=large))  # 150 of 200 are taken
+    assert (caught.value.details or {})["limit"] == "tokens_per_minute:large"
+    await made.reserve(order("c"))
+    with pytest.raises(ProtocolError) as caught:
+        await made.reserve(order("d"))
+    assert (caught.value.details or {})["limit"] == "concurrent_messages"
+    store.down = False
+
+    async def counted() -> bool:
+        limits = {row["name"]: row["remaining"] for row in await made.view(WHO)}
+        return limits["concurrent_messages:large"] == 3 and limits["concurrent_messages"] == 1
+
+    await eventually_true(counted)
+    await made.settle(large, "a", Used(20))
+    (general, *_, own, _) = [row for row in await made.view(WHO) if "requests" not in row["name"]]
+    assert 850 <= general["remaining"] < 900
+    assert 380 <= own["remaining"] < 400
+    await made.close()
+
+
 async def test_what_was_spent_already_goes_on_whatever_the_limits_say(store: CutOff) -> None:
     made = quotas(store, Counts(), tokens_per_minute=200)
     await made.reserve(order("a"))
     with pytest.raises(ProtocolError):
         await made.reserve(order("b"))
-    forced = await made.reserve(Order("b", WHO, "default", 100, 100, 50, forced=True))
+    forced = await made.reserve(Order("b", WHO, 100, 100, 50, forced=True))
     assert forced.max_output_tokens == 50
     store.down = True
-    assert (await made.reserve(Order("c", WHO, "default", 100, 100, 50, forced=True))).degraded
+    assert (await made.reserve(Order("c", WHO, 100, 100, 50, forced=True))).degraded
     await made.close()
 
 

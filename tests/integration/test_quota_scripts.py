@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from server.quotas.scripts import RENEW, RESERVE, SETTLE, VIEW
 from server.store.keys import quota_channel, quota_clock, quota_hold, quota_owner, usage_stream
 from server.store.store import Script
-from tests.quota_book import Book
+from tests.quota_book import Book, Counted
 
 LEASE = 30_000_000
 REMEMBER_MS = 100_000
@@ -31,11 +31,20 @@ Limits = tuple[int | None, int | None, int | None, int | None]
 class Scripts:
     """The scripts, called as a node does."""
 
-    def __init__(self, url: str, limits: list[Limits]) -> None:
+    def __init__(self, url: str, limits: list[Limits], counted: Counted | None = None) -> None:
         self.client = redis.Redis.from_url(url, decode_responses=True, protocol=2)
         self.limits = limits
         self.keys: list[Any] = [key for n in range(len(limits)) for key in quota_owner(TAG, f"owner{n}")]
-        self.args = ["" if limit is None else limit for four in limits for limit in four]
+        self.counted = counted or ["1234"] * len(limits)
+        """Of each owner: the limits that the next calls are counted in."""
+
+    @property
+    def args(self) -> list[Any]:
+        found: list[Any] = []
+        for number, (four, counted) in enumerate(zip(self.limits, self.counted, strict=True), 1):
+            found += ["" if limit is None else limit for limit in four]
+            found += [number if counted else "", counted]
+        return found
 
     def _run(self, script: Script, keys: list[Any], args: list[Any]) -> list[Any]:
         found: Any = self.client.eval(script.source, len(keys), *keys, *args)
@@ -55,9 +64,11 @@ class Scripts:
 
     def renew(self, holds: list[str]) -> list[Any]:
         keys: list[Any] = [quota_clock(TAG)]
+        mine = [number for number, counted in enumerate(self.counted) if counted]
         for hold in holds:
-            keys += [quota_hold(TAG, hold), *self.keys]
-        return self._run(RENEW, keys, [LEASE, REMEMBER_MS, len(self.limits), *holds])
+            keys += [quota_hold(TAG, hold), *(key for n in mine for key in self.keys[3 * n : 3 * n + 3])]
+        unslotted = "".join("0" if "3" in self.counted[n] else "1" for n in mine)
+        return self._run(RENEW, keys, [LEASE, REMEMBER_MS, unslotted, *holds])
 
     def view(self) -> list[Any]:
         return self._run(VIEW, [quota_clock(TAG), *self.keys], self.args)
@@ -73,19 +84,33 @@ LIMIT = st.one_of(st.none(), st.integers(1, 50), st.integers(1, 10**12), st.samp
 FOUR = st.tuples(LIMIT, LIMIT, st.none() | st.integers(1, 3), st.none() | st.integers(0, 10**15))
 
 
+COUNTED = st.sampled_from(["1234", "1234", "4", "24", "134", "14", ""])
+"""What routes with limits of their own leave to be counted: always money, or nothing at all."""
+
+
 class ScriptMachine(RuleBasedStateMachine):
-    """Every step on Redis and in the book."""
+    """Every step on Redis and in the book. A hold is one route's, and each route is counted in its own way."""
 
     url = ""
 
-    @initialize(limits=st.lists(FOUR, min_size=1, max_size=2), start=st.integers(0, 10**13))
-    def begin(self, limits: list[Limits], start: int) -> None:
+    @initialize(
+        limits=st.lists(FOUR, min_size=1, max_size=4),
+        start=st.integers(0, 10**13),
+        routes=st.lists(st.lists(COUNTED, min_size=4, max_size=4), min_size=3, max_size=3),
+    )
+    def begin(self, limits: list[Limits], start: int, routes: list[Counted]) -> None:
+        self.routes = [counted[: len(limits)] for counted in routes]
         self.scripts = Scripts(self.url, limits)
         self.scripts.client.flushall()
         self.now = FUTURE + start
         self.scripts.seen(self.now)
         self.book = Book(limits, self.now)
         self.sizes = [limit for limit, *_ in limits if limit is not None] or [1000]
+
+    def count(self, hold: str) -> Counted:
+        """How the hold is counted; the scripts are told from here on."""
+        self.scripts.counted = self.routes[int(hold[-1]) % len(self.routes)]
+        return self.scripts.counted
 
     @rule(by=st.one_of(st.integers(0, 1000), st.integers(0, 70_000_000), st.integers(0, 3 * 10**12)))
     def clock(self, by: int) -> None:
@@ -96,21 +121,24 @@ class ScriptMachine(RuleBasedStateMachine):
         hold=HOLDS, share=st.floats(0, 1.5), nano=st.integers(0, 10**14), forced=st.sampled_from([False] * 5 + [True])
     )
     def reserve(self, hold: str, share: float, nano: int, forced: bool) -> None:
-        tokens = int(min(self.sizes) * share)
-        expected = self.book.reserve(self.now, LEASE, hold, tokens, nano, forced)
+        tokens, counted = int(min(self.sizes) * share), self.count(hold)
+        expected = self.book.reserve(self.now, LEASE, hold, tokens, nano, forced, counted)
         verdict, now, *rest = self.scripts.reserve(hold, tokens, nano, forced)
         assert ([verdict, *rest], now) == (expected, self.now)
 
     @rule(hold=HOLDS, share=st.floats(-0.5, 2), nano=st.integers(-(10**13), 10**14), undispatched=st.booleans())
     def settle(self, hold: str, share: float, nano: int, undispatched: bool) -> None:
-        tokens = int(min(self.sizes) * share)
-        expected = self.book.settle(self.now, hold, tokens, nano, undispatched)
+        tokens, counted = int(min(self.sizes) * share), self.count(hold)
+        expected = self.book.settle(self.now, hold, tokens, nano, undispatched, counted)
         verdict, now, *rest = self.scripts.settle(hold, tokens, nano, undispatched)
         assert ([verdict, *rest], now) == (expected, self.now)
 
     @rule(holds=st.lists(HOLDS, unique=True))
     def renew(self, holds: list[str]) -> None:
-        assert self.scripts.renew(holds) == self.book.renew(self.now, LEASE, holds)
+        for counted in self.routes:
+            mine = [hold for hold in holds if self.count(hold) is counted]
+            self.scripts.counted = counted
+            assert self.scripts.renew(mine) == self.book.renew(self.now, LEASE, mine, counted)
 
     @rule()
     def view(self) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from fractions import Fraction
 from typing import Any
 
 import redis.asyncio
 
 from tests.nodes import RunningNode, running_node, settings_for
+from tests.quota_book import Level
 from tests.upstreams.scripted import ScriptedUpstream, serving
-from tests.wire import eventually_true, wire
+from tests.wire import Wire, eventually_true, wire
 
 
 @asynccontextmanager
@@ -229,3 +231,101 @@ async def test_money_is_held_and_spent(valkey_url: str) -> None:
             assert (error["code"], error["details"]["limit"]) == ("quota_exceeded", "monthly_usd")
             await client.ask("m3", "script tokens=50", max_output_tokens=40)
             await client.ended("m3")
+
+
+ROUTED = {
+    "tokens_per_minute": 100_000,
+    "requests_per_minute": 10_000,
+    "concurrent_messages": 200,
+    "max_output_tokens": 20,
+    "routes": {"large": {"tokens_per_minute": 4_000, "requests_per_minute": 3_000, "concurrent_messages": 90}},
+}
+
+
+@asynccontextmanager
+async def routed(url: str, tier: dict[str, Any], nodes: int) -> AsyncIterator[list[RunningNode]]:
+    """Nodes with a route `large` beside the default one, whose tier has limits of its own for it."""
+    async with serving() as upstream, AsyncExitStack() as stack:
+        sections = {
+            "tiers": {"default": tier},
+            "routes": {name: {"targets": ["scripted"]} for name in ("default", "large")},
+        }
+        settings = settings_for(url, upstream.url, sections)
+        yield [await stack.enter_async_context(running_node(settings)) for _ in range(nodes)]
+
+
+async def storm(client: Wire, names: list[str], **more: Any) -> list[str]:
+    """Ask for all of them at once; those that were refused."""
+    await asyncio.gather(*(client.ask(name, f"script tokens=20 seed={name}", **more) for name in names))
+    refused: list[str] = []
+    while len(refused) + sum(client.view(name).end is not None for name in names) < len(names):
+        frame = await client.recv()
+        if frame["type"] == "error":
+            assert frame["error"]["code"] == "quota_exceeded", frame
+            assert frame["error"]["details"]["limit"] == "tokens_per_minute:large"
+            assert frame["error"]["retry_after_ms"] > 0
+            refused.append(frame["id"])
+    return refused
+
+
+async def test_g6_a_route_has_buckets_of_its_own_that_hold_under_concurrency(valkey_url: str) -> None:
+    async with (
+        routed(valkey_url, ROUTED, 2) as (one, two),
+        wire(one.url) as first,
+        wire(two.url) as second,
+        wire(one.url) as other,
+    ):
+        large = [[f"l{node}-{number}" for number in range(80)] for node in range(2)]
+        general = [f"g{number}" for number in range(60)]
+        refused, also, none = await asyncio.gather(
+            storm(first, large[0], model="large"), storm(second, large[1], model="large"), storm(other, general)
+        )
+        assert not none, "what one route uses was taken from the others"
+        assert refused
+        assert also
+        log = [hold for hold in await holds(valkey_url) if int(hold["settled"])]
+        special = [hold for hold in log if "t3" in hold]
+        assert len(log) == 220 - len(refused) - len(also)
+        assert len(special) == 160 - len(refused) - len(also)
+        assert all("t1" not in hold and "r1" not in hold for hold in special), "it was counted in general, too"
+        level = Level(4_000, Fraction(4_000), 0)
+        steps = [(int(hold["step"]), int(hold["at"]), -int(hold["t3"])) for hold in special]
+        steps += [
+            (int(hold["settled_step"]), int(hold["settled_at"]), int(hold["t3"]) - int(hold["settled"]))
+            for hold in special
+        ]
+        for _, at, change in sorted(steps):
+            level.add(change, at)
+            assert level.level >= 0, "more was admitted than there was"
+        now = await first.quota(lambda now: now["concurrent_messages:large"]["remaining"] == 90)
+        assert now["tokens_per_minute:large"]["remaining"] < 4_000
+        assert now["tokens_per_minute:large"]["route"] == "large"
+        assert now["concurrent_messages"]["remaining"] == 200
+
+
+async def test_a_route_s_slots_and_cap_are_its_own(valkey_url: str) -> None:
+    tier = {"concurrent_messages": 1, "max_output_tokens": 5, "monthly_usd": 1}
+    tier["routes"] = {"large": {"concurrent_messages": 2, "max_output_tokens": 50}}  # type: ignore[assignment]
+    async with routed(valkey_url, tier, 1) as (node,), wire(node.url, hello=False) as client:
+        welcome = await client.hello()
+        assert "concurrent_messages:large" in {limit["name"] for limit in welcome["limits"]}
+        for name, model in (("a", "large"), ("b", "large"), ("c", "default")):
+            await client.ask(name, f"script tokens=90 hang=mid at=3 seed={name}", model=model)
+            await client.type("delta", name)
+        for name, model, limit in (
+            ("d", "large", "concurrent_messages:large"),
+            ("e", "default", "concurrent_messages"),
+        ):
+            await client.ask(name, f"script tokens=9 seed={name}", model=model)
+            assert (await client.error(name))["details"]["limit"] == limit
+        await node.node.quotas.renew()  # an extended lease is still none of the general slots
+        now = await client.quota(lambda now: True)
+        assert (now["concurrent_messages:large"]["remaining"], now["concurrent_messages"]["remaining"]) == (0, 0)
+        for name in "abc":
+            await client.send({"type": "cancel", "id": name})
+            await client.ended(name)
+        now = await client.quota(lambda now: now["concurrent_messages:large"]["remaining"] == 2)
+        await client.ask("f", "script tokens=90", model="large")
+        assert (await client.ended("f")).end["usage"]["output_tokens"] == 50  # type: ignore[index]
+        await client.ask("g", "script tokens=90")
+        assert (await client.ended("g")).end["usage"]["output_tokens"] == 5  # type: ignore[index]

@@ -73,7 +73,7 @@ class Books:
             self._fail(f"{name} says it is {int(reply[1])}, where it is {now}")
         first_key, first_limit = (3, 7) if name == "reserve" else (4, 9)  # a settlement also has the ledger's stream
         buckets = keys[first_key::3]
-        owners = [self._owner(key, args[first_limit + 4 * i :], now) for i, key in enumerate(buckets)]
+        owners = [self._owner(key, args[first_limit + 6 * i :], now) for i, key in enumerate(buckets)]
         for owner in owners:
             owner.sweep(leased)
             owner.turn(now)
@@ -191,7 +191,7 @@ class Books:
         self.told[keys[2]] = now
 
     def _renewed(self, keys: Sequence[Any], args: Sequence[Any], reply: Any, leased: int) -> None:
-        width = 3 * int(args[2]) + 1
+        width = 3 * len(_bytes(args[2])) + 1
         for number, hold in enumerate(args[3:]):
             mine = keys[1 + width * number : 1 + width * (number + 1)]
             have = self.holds.get(mine[0])

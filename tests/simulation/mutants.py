@@ -284,7 +284,7 @@ MUTANTS: Final = (
     Mutant(
         "slots-for-ever",
         "leases that are over are not swept",
-        ((_QUOTAS, b"in ipairs(over) do", b"in ipairs({}) do"),),
+        ((_QUOTAS, b"from, int(till))) do", b"from, '(0'))) do"),),
     ),
     Mutant(
         "thaw-frees-slots",
@@ -299,7 +299,7 @@ MUTANTS: Final = (
     Mutant(
         "one-slot-too-many",
         "the last slot is granted twice",
-        ((_RESERVE, b"redis.call('ZCARD', o.leases) >= o.slots", b"redis.call('ZCARD', o.leases) > o.slots"),),
+        ((_RESERVE, b"slots_taken(o) >= o.slots", b"slots_taken(o) > o.slots"),),
     ),
     Mutant(
         "bill-forgotten-at-reopening",

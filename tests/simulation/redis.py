@@ -644,6 +644,11 @@ def _zrangebyscore(space: Keyspace, args: Sequence[bytes]) -> Any:
     return [member for _, member in sorted(within)]
 
 
+@command("ZCOUNT", 4)
+def _zcount(space: Keyspace, args: Sequence[bytes]) -> Any:
+    return len(_zrangebyscore(space, args))
+
+
 def _end_of_scores(data: bytes) -> tuple[float, bool]:
     """One end of a range of scores, and whether it is exclusive."""
     exclusive = data.startswith(b"(")

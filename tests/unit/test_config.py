@@ -166,6 +166,7 @@ def test_environment_reaches_every_kind_of_value() -> None:
         "TIDEWIRE_TARGETS__NEW__IDLE_SECONDS": "1.5",
         "TIDEWIRE_ROUTES__MY_ROUTE__TARGETS": "a,new",
         "TIDEWIRE_TIERS__FREE__MONTHLY_USD": "0.30",
+        "TIDEWIRE_TIERS__FREE__ROUTES__MY_ROUTE__TOKENS_PER_MINUTE": "70",
         "TIDEWIRE_PROMPTS_DIR": "/p",
         "TIDEWIRE_LOG_LEVEL": "debug",
     }
@@ -179,6 +180,7 @@ def test_environment_reaches_every_kind_of_value() -> None:
     assert result.targets["new"].idle_seconds == 1.5
     assert result.routes["my-route"].targets == ("a", "new")
     assert result.tiers["free"].monthly_usd == Decimal("0.3")
+    assert result.tiers["free"].routes["my-route"].tokens_per_minute == 70
     assert result.prompts.dir == Path("/p")
 
 
@@ -347,6 +349,12 @@ def test_all_problems_come_at_once_with_path_type_and_hint() -> None:
         ({"routes": {"r": {"targets": ["a", "a"]}}}, "routes.r.targets[1]", "twice"),
         ({"routes": {"r": {"targets": ["a"], "hedge_after_ms": 5}}}, "routes.r.hedge_after_ms", "second target"),
         ({"auth": {"anonymous": True}, "server": {"host": "0.0.0.0"}}, "auth.anonymous", "loopback"),
+        (
+            {"tiers": {"t": {"routes": {"mane": {"tokens_per_minute": 5}}}}, "routes": {"main": {"targets": ["a"]}}},
+            "tiers.t.routes.mane",
+            "did you mean `main`",
+        ),
+        ({"tenants": {"t": {"routes": {"default": {}}}}}, "tenants.t.routes.default", "limits nothing"),
         ({"auth": {"default_tier": "gold"}}, "auth.default_tier", "no tier `gold`"),
         ({"auth": {"api_keys": [{"name": "k", "sha256": SHA, "tier": "x"}]}}, "auth.api_keys[0].tier", "no tier `x`"),
         ({"auth": {"api_keys": [{"name": n, "sha256": SHA} for n in "ab"]}}, "auth.api_keys[1].sha256", "twice"),
@@ -412,14 +420,15 @@ def test_any_value_of_a_known_key_gives_settings_or_a_config_error(section: str,
 # -- what is written about it --------------------------------------------------------------------------------------
 
 
-def _models(section: type[Section], path: str) -> list[tuple[str, type[Section]]]:
-    """Every table of the file with its model."""
-    found = []
+def _models(section: type[Section], path: str) -> dict[type[Section], str]:
+    """The model of every table of the file, and the first place where it stands."""
+    found: dict[type[Section], str] = {}
     for name, field in section.model_fields.items():
         for kind in re.findall(r"(\w+(?:Settings|Key|Names))", str(field.annotation)):
             below = f"{path}.{name}".strip(".")
             model = getattr(server.config, kind)
-            found += [(below, model), *_models(model, below)]
+            deeper = f"{below}.NAME" if str(field.annotation).startswith("dict") else below
+            found = {**_models(model, deeper), model: below, **found}
     return found
 
 
@@ -436,8 +445,8 @@ def _shown(field: FieldInfo) -> str:
 def test_every_key_is_described_in_code_and_in_the_documentation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
     models = _models(Settings, "")
-    assert len(models) == 14
-    for path, model in models:
+    assert len(models) == 15
+    for model, path in models.items():
         _, part = re.split(rf"\n## `\[+{re.escape(path)}\b", text, maxsplit=1)
         part = part.split("\n## ", 1)[0]
         for name, field in model.model_fields.items():

@@ -1,6 +1,6 @@
 -- What the quota scripts share; put in front of each of them when they are loaded.
 --
--- An owner (a user, or a tenant as a whole) has three keys, all under its tenant's tag:
+-- An owner (a user, or a tenant as a whole; in general, or for one route) has three keys, all under its tenant's tag:
 --   bucket   hash: t, tp  tokens left, and sixty-millionths of one · r, rp  the same for requests · at  when that was
 --                  month, spent  nano-dollars settled in that month · held  nano-dollars of the leases
 --   leases   zset: hold id → end of its lease      amounts  hash: hold id → nano-dollars held by it
@@ -11,6 +11,9 @@
 -- and below 2^53, so that doubles hold them exactly; a bucket gains limit/60,000,000 tokens a microsecond and keeps
 -- the remainder.
 local MINUTE = 60000000
+-- By so much later (2^52 microseconds) is the lease of a hold that only keeps money, and none of the holds at once.
+local UNSLOTTED = 4503599627370496
+local FIRST_UNSLOTTED = '(4503599627370496'
 local KEEP_MS = '120000'
 local KEEP_MONEY_MS = '3456000000'
 
@@ -92,11 +95,15 @@ local function month_start(index)
   return days * 86400000000
 end
 
--- The owner whose keys begin at KEYS[k] and whose limits at ARGV[a], as it stands now.
+-- The owner whose keys begin at KEYS[k] and whose limits at ARGV[a], as it stands now. `counts`: a message is counted
+-- in it; without that it is only shown.
 local function owner_at(k, a, now)
   local o = {
     bucket = KEYS[k], leases = KEYS[k + 1], amounts = KEYS[k + 2],
-    tpm = tonumber(ARGV[a]), rpm = tonumber(ARGV[a + 1]), slots = tonumber(ARGV[a + 2]), cap = tonumber(ARGV[a + 3])
+    tpm = tonumber(ARGV[a]), rpm = tonumber(ARGV[a + 1]), slots = tonumber(ARGV[a + 2]), cap = tonumber(ARGV[a + 3]),
+    part = ARGV[a + 4], counts = ARGV[a + 4] ~= '', tokens = string.find(ARGV[a + 5], '1') ~= nil,
+    requests = string.find(ARGV[a + 5], '2') ~= nil, slotted = string.find(ARGV[a + 5], '3') ~= nil,
+    money = string.find(ARGV[a + 5], '4') ~= nil
   }
   local have = redis.call('HMGET', o.bucket, 't', 'tp', 'r', 'rp', 'at', 'month', 'spent', 'held')
   local elapsed = math.max(0, now - (tonumber(have[5]) or now))
@@ -115,12 +122,16 @@ end
 
 -- Free the slots and the money of leases that are over. The holds stay: a late settlement still finds them.
 local function sweep(o, leased)
-  local over, before = redis.call('ZRANGEBYSCORE', o.leases, '-inf', int(leased)), o.held
-  for _, id in ipairs(over) do
-    o.held = o.held - (tonumber(redis.call('HGET', o.amounts, id)) or 0)
-    redis.call('ZREM', o.leases, id)
-    redis.call('HDEL', o.amounts, id)
+  local before = o.held
+  local function free(from, till)
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', o.leases, from, int(till))) do
+      o.held = o.held - (tonumber(redis.call('HGET', o.amounts, id)) or 0)
+      redis.call('ZREM', o.leases, id)
+      redis.call('HDEL', o.amounts, id)
+    end
   end
+  free('-inf', leased)
+  free(FIRST_UNSLOTTED, UNSLOTTED + leased)
   if o.held ~= before then
     redis.call('HSET', o.bucket, 'held', int(o.held))
   end
@@ -128,13 +139,17 @@ end
 
 local function lease(o, id, nano, till)
   local before = tonumber(redis.call('HGET', o.amounts, id)) or 0
-  redis.call('ZADD', o.leases, int(till), id)
+  redis.call('ZADD', o.leases, int(o.slotted and till or UNSLOTTED + till), id)
   redis.call('PEXPIRE', o.leases, KEEP_MONEY_MS)
   if nano ~= before then
     o.held = o.held + nano - before
     redis.call('HSET', o.amounts, id, int(nano))
   end
   redis.call('PEXPIRE', o.amounts, KEEP_MONEY_MS)
+end
+
+local function slots_taken(o)
+  return redis.call('ZCOUNT', o.leases, '-inf', FIRST_UNSLOTTED)
 end
 
 local function unlease(o, id)
@@ -168,7 +183,7 @@ local function show(reply, o)
   reply[n + 2] = o.t and int(wait_for(o.t, o.tp, o.tpm, o.tpm)) or '-1'
   reply[n + 3] = o.r and int(o.r) or '-1'
   reply[n + 4] = o.r and int(wait_for(o.r, o.rp, o.rpm, o.rpm)) or '-1'
-  reply[n + 5] = int(redis.call('ZCARD', o.leases))
+  reply[n + 5] = int(slots_taken(o))
   reply[n + 6] = int(o.spent + o.held)
 end
 

@@ -7,7 +7,9 @@
 --          this id tops the hold up, less leaves it as it is
 -- ARGV[4]  length of a lease, microseconds   ARGV[5] how long a hold is remembered, milliseconds
 -- ARGV[6]  '1': what is spent already is counted, whether there is room or not; else ''
--- ARGV[7]  who publishes what is left   ARGV[8…] for each owner four limits
+-- ARGV[7]  who publishes what is left   ARGV[8…] of each owner its four limits, the part that it plays for this hold
+--          (1 … 4, by which the hold knows what it took from it; '': none, it is only shown), and the numbers of those
+--          limits that the hold is counted in, as '134'
 --
 -- {verdict, now, wait, limit, …show of each owner}. Verdicts:
 -- held · again (it was there; a lease that was swept is renewed) · settled (it is over; nothing changes)
@@ -18,8 +20,10 @@ local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
 local forced = ARGV[6] == '1'
 local owners = {}
 for i = 1, (#KEYS - 3) / 3 do
-  owners[i] = owner_at(3 * i + 1, 4 * i + 4, now)
-  sweep(owners[i], leased)
+  owners[i] = owner_at(3 * i + 1, 6 * i + 2, now)
+  if owners[i].counts then
+    sweep(owners[i], leased)
+  end
 end
 
 local have = redis.call('HMGET', KEYS[2], 'tokens', 'nano', 'settled')
@@ -36,16 +40,16 @@ local function lacks(owner, which, long)
 end
 if verdict ~= 'settled' and not forced then
   for i, o in ipairs(owners) do
-    if o.t and more_tokens > 0 and o.t < more_tokens then
+    if o.tokens and o.t and more_tokens > 0 and o.t < more_tokens then
       lacks(i, 1, wait_for(o.t, o.tp, o.tpm, more_tokens))
     end
-    if o.r and fresh and o.r < 1 then
+    if o.requests and o.r and fresh and o.r < 1 then
       lacks(i, 2, wait_for(o.r, o.rp, o.rpm, 1))
     end
-    if o.slots and fresh and redis.call('ZCARD', o.leases) >= o.slots then
+    if o.slotted and o.slots and fresh and slots_taken(o) >= o.slots then
       lacks(i, 3, 0)
     end
-    if o.cap and (fresh or more_nano > 0) and o.spent + o.held + more_nano > o.cap then
+    if o.money and o.cap and (fresh or more_nano > 0) and o.spent + o.held + more_nano > o.cap then
       lacks(i, 4, month_start(o.month + 1) - now)
     end
   end
@@ -61,19 +65,21 @@ if verdict == 'held' or verdict == 'again' then
   if fresh then
     fields[5], fields[6], fields[7], fields[8] = 'at', int(now), 'step', int(step)
   end
-  for i, o in ipairs(owners) do
-    if o.t then
+  for _, o in ipairs(owners) do
+    if o.tokens and o.t then
       o.t = o.t - more_tokens
       if more_tokens > 0 then
-        redis.call('HINCRBY', KEYS[2], 't' .. i, int(more_tokens))
+        redis.call('HINCRBY', KEYS[2], 't' .. o.part, int(more_tokens))
       end
     end
-    if o.r and fresh then
+    if o.requests and o.r and fresh then
       o.r = o.r - 1
-      redis.call('HSET', KEYS[2], 'r' .. i, '1')
+      redis.call('HSET', KEYS[2], 'r' .. o.part, '1')
     end
-    lease(o, id, tonumber(fields[4]), leased + tonumber(ARGV[4]))
-    save(o)
+    if o.counts then
+      lease(o, id, tonumber(fields[4]), leased + tonumber(ARGV[4]))
+      save(o)
+    end
   end
   redis.call('HSET', KEYS[2], unpack(fields))
   redis.call('PEXPIRE', KEYS[2], ARGV[5])

@@ -8,7 +8,7 @@
 -- ARGV[6]  '1': nothing was dispatched, the request is given back, too; else ''
 -- ARGV[7]  who publishes what is left
 -- ARGV[8]  the usage records, packed, or ''   ARGV[9]  the highest number of an attempt among them
--- ARGV[10…] for each owner four limits
+-- ARGV[10…] of each owner six as in reserve_v1.lua
 --
 -- {verdict, now, …show of each owner}. Verdicts: settled · again (it was; nothing changes) · unknown (there was no such
 -- hold: what was used is debited, and a reservation under this id that comes late finds it settled).
@@ -19,35 +19,40 @@ local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
 local owners = {}
 for i = 1, (#KEYS - 4) / 3 do
-  owners[i] = owner_at(3 * i + 2, 4 * i + 6, now)
-  sweep(owners[i], leased)
+  owners[i] = owner_at(3 * i + 2, 6 * i + 4, now)
+  if owners[i].counts then
+    sweep(owners[i], leased)
+  end
 end
 
-local have = redis.call('HMGET', KEYS[2], 'tokens', 'settled', 't1', 't2', 'r1', 'r2', 'booked')
+local have = redis.call('HMGET', KEYS[2], 'tokens', 'settled', 'booked')
 local verdict = have[2] and 'again' or have[1] and 'settled' or 'unknown'
 if verdict ~= 'again' then
-  for i, o in ipairs(owners) do
-    if o.t then
-      o.t = o.t + (tonumber(have[2 + i]) or 0) - tokens
+  for _, o in ipairs(owners) do
+    local took = o.counts and redis.call('HMGET', KEYS[2], 't' .. o.part, 'r' .. o.part)
+    if o.tokens and o.t then
+      o.t = o.t + (tonumber(took[1]) or 0) - tokens
       if o.t >= o.tpm then
         o.t, o.tp = o.tpm, 0
       end
     end
-    if o.r and ARGV[6] == '1' and have[4 + i] then
+    if o.requests and o.r and ARGV[6] == '1' and took[2] then
       o.r = o.r + 1
       if o.r >= o.rpm then
         o.r, o.rp = o.rpm, 0
       end
     end
-    o.spent = math.max(0, o.spent + nano)
-    unlease(o, id)
-    save(o)
+    if o.counts then
+      o.spent = math.max(0, o.spent + nano)
+      unlease(o, id)
+      save(o)
+    end
   end
   redis.call('HSET', KEYS[2], 'tokens', have[1] or '0', 'settled', int(tokens), 'settled_nano', int(nano),
     'settled_at', int(now), 'settled_step', int(step))
   redis.call('PEXPIRE', KEYS[2], ARGV[5])
 end
-if ARGV[8] ~= '' and tonumber(ARGV[9]) > (tonumber(have[7]) or 0) then
+if ARGV[8] ~= '' and tonumber(ARGV[9]) > (tonumber(have[3]) or 0) then
   redis.call('XADD', KEYS[4], '*', 'e', ARGV[8])
   redis.call('HSET', KEYS[2], 'booked', ARGV[9])
 end

@@ -38,6 +38,18 @@ def limited() -> dict[str, Any]:
     return {"tiers": {"default": LIMITS}}
 
 
+async def test_the_route_that_is_asked_tells_its_own_limits(valkey_url: str) -> None:
+    tier = {**LIMITS, "routes": {"large": {"requests_per_minute": 2}}}
+    routes = {name: {"targets": ["scripted"]} for name in ("default", "large")}
+    async with place(valkey_url, {"tiers": {"default": tier}, "routes": routes}) as here:
+        async with here.ask("script tokens=5", "m1", model="large") as answer:
+            assert answer.headers["x-ratelimit-limit-requests"] == "2"
+            assert answer.headers["x-ratelimit-remaining-requests"] == "1"
+            assert '"requests_per_minute";r=1' in answer.headers["RateLimit"]
+        async with here.ask("script tokens=5", "m2") as answer:
+            assert left(answer.headers)["requests_per_minute"] == 3
+
+
 async def test_answers_and_refusals_tell_what_is_left(valkey_url: str, limited: dict[str, Any]) -> None:
     async with place(valkey_url, limited) as here:
         async with here.ask("script tokens=5", "m1") as answer:

@@ -14,14 +14,14 @@ from server.messages.request import most_input
 from server.messages.tally import used_by, withdrawn
 from server.quotas.base import Order, Payer, Used
 from server.quotas.headers import HEADERS, duration, rate_limit_headers
-from server.quotas.limits import Limits, Policies, Policy, shown
+from server.quotas.limits import Limits, Meter, Policies, Policy, for_route, refused, shown
 from server.quotas.service import month_end_us
 
 WHO = Payer("acme", "u", "free")
 
 
 def order(tokens: int, wished: int | None = None, likely: int | None = None) -> Order:
-    return Order("h", WHO, "default", tokens, tokens if likely is None else likely, wished)
+    return Order("h", WHO, tokens, tokens if likely is None else likely, wished)
 
 
 def policy(tpm: int, most: int = 1000) -> Policy:
@@ -76,15 +76,77 @@ def test_tenant_limits_come_beside_the_user_s() -> None:
     mine = found.of(WHO)
     assert [limits.tokens_per_minute for limits in mine.owners] == [100, 300]
     assert mine.owners[0].monthly_nano_dollars == 500_000_000
-    assert (mine.max_output_tokens, mine.outage, mine.capacity) == (50, "local", 100)
+    counting = mine.counting("any route")
+    assert (counting.max_output_tokens, mine.outage, counting.capacity) == (50, "local", 100)
     other = found.of(Payer("other", "u", "free"))
     assert (len(other.owners), other.max_output_tokens, other.outage) == (1, 70, "refuse")
+
+
+ROUTED = {
+    "routes": {"default": {"targets": ["a"]}, "big": {"targets": ["a"]}},
+    "tiers": {
+        "free": {
+            "tokens_per_minute": 100,
+            "concurrent_messages": 3,
+            "max_output_tokens": 70,
+            "monthly_usd": 5,
+            "routes": {"big": {"tokens_per_minute": 900, "max_output_tokens": 800, "monthly_usd": 1}},
+        }
+    },
+    "tenants": {"acme": {"routes": {"big": {"concurrent_messages": 2}}}},
+}
+
+
+def test_what_a_route_limits_by_itself_is_counted_there_and_no_more_in_general() -> None:
+    found = settings(**ROUTED).of(WHO)
+    general, big = found.counting("default"), found.counting("big")
+    assert [(meter.whose, meter.route, numbers) for meter, numbers in general.charged] == [(0, "", "1234")]
+    assert [(meter.whose, meter.route, numbers) for meter, numbers in big.charged] == [
+        (0, "", "234"),
+        (0, "big", "1234"),
+        (1, "big", "1234"),
+    ]
+    assert (general.capacity, general.max_output_tokens) == (100, 70)
+    assert (big.capacity, big.max_output_tokens) == (900, 800)
+    assert big.unslotted == "000"
+    assert len(big.args) == len(general.args) == 6 * len(found.meters) == 18
+    assert found.counting("another") is general
+    names = [refused(found.meters, limit) for limit in ("1:1", "2:1", "3:3", "2:4")]
+    assert names == ["tokens_per_minute", "tokens_per_minute:big", "tenant_concurrent_messages:big", "monthly_usd:big"]
+
+
+def test_a_route_whose_tenant_has_its_own_slots_takes_none_of_the_general_ones() -> None:
+    tenant = {"concurrent_messages": 9, "routes": {"big": {"concurrent_messages": 2}}}
+    found = settings(**{**ROUTED, "tenants": {"acme": tenant}}).of(WHO).counting("big")
+    assert [(meter.whose, meter.route, numbers) for meter, numbers in found.charged] == [
+        (0, "", "234"),
+        (1, "", "124"),
+        (0, "big", "1234"),
+        (1, "big", "1234"),
+    ]
+    assert found.unslotted == "0100"
+
+
+def test_headers_tell_the_limits_of_the_route_that_is_asked() -> None:
+    def row(name: str, left: int, **more: Any) -> dict[str, Any]:
+        return {"name": name, "limit": 100, "remaining": left, "reset_seconds": 1.0, **more}
+
+    limits = [row("tokens_per_minute", 5), row("requests_per_minute", 6), row("monthly_usd", 7)]
+    limits += [row("tokens_per_minute:big", 8, route="big"), row("monthly_usd:big", 9, route="big")]
+    assert [row["remaining"] for row in for_route(limits, "big")] == [6, 7, 8, 9]
+    assert [row["remaining"] for row in for_route(limits, "default")] == [5, 6, 7]
+    assert rate_limit_headers(limits, "big")["x-ratelimit-remaining-tokens"] == "8"
+    assert rate_limit_headers(limits, "big")["RateLimit"] == (
+        '"requests_per_minute";r=6;t=1, "tokens_per_minute";r=8;t=1'
+    )
+    assert rate_limit_headers(limits)["x-ratelimit-remaining-tokens"] == "5"
 
 
 def test_the_figures_as_frames_and_as_headers() -> None:
     now = 1_900_000_000_000_000
     user = Limits(1000, 60, 3, 2_000_000_000)
-    limits = shown((user, Limits(5000)), [400, 36_000_000, 59, 1_000_000, 1, 500_000_000, -7, 60_084_000, -1, -1, 4, 0],
+    meters = (Meter(0, user), Meter(1, Limits(5000)))
+    limits = shown(meters, [400, 36_000_000, 59, 1_000_000, 1, 500_000_000, -7, 60_084_000, -1, -1, 4, 0],
                    now, month_end_us(now))  # fmt: skip
     assert [(row["name"], row["limit"], row["remaining"]) for row in limits] == [
         ("tokens_per_minute", 1000, 400),
