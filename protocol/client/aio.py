@@ -12,8 +12,6 @@ the connection, owned by the `async with` block; leaving the block ends it and c
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import math
 import os
 import random
@@ -31,6 +29,8 @@ from websockets.typing import Subprotocol
 from protocol.client.answer import Message, Piece
 from protocol.client.ending import Ending, ending_of, token_refused
 from protocol.client.events import (
+    ConversationChanged,
+    ConversationMessage,
     ErrorReceived,
     Event,
     GoingAway,
@@ -44,6 +44,7 @@ from protocol.client.failures import ClientClosed, ConnectionFailed, TidewireErr
 from protocol.client.ids import uuid7
 from protocol.client.message import ClientMessage, MessageState
 from protocol.client.session import ClientSession, MalformedFrame
+from protocol.client.store import STORAGE_KEY, OpenStore
 from protocol.client.timing import Backoff, Beat, Heartbeat
 from protocol.codec import JSON, MSGPACK, Codec, DecodeError
 from protocol.errors import may_reconnect
@@ -67,7 +68,6 @@ RENEW_FLOOR_SECONDS: Final = 0.2
 """But not sooner, however short its life: the source is asked over a network."""
 SAVE_SECONDS: Final = 1.0
 """How often the open messages are written to the storage while text arrives."""
-STORAGE_KEY: Final = "tidewire.open"
 MAX_INCOMING_BYTES: Final = 16 * 2**20
 
 
@@ -135,16 +135,16 @@ class Client:
         self._messages: dict[str, Message] = {}
         self._connection: _Connection | None = None
         self._settled = asyncio.Event()
-        self._failure: TidewireError | None = None
+        self.failure: TidewireError | None = None
+        """Why nothing more will come: it was closed, or refused for good."""
         self._last_error: Map | None = None
         self._token_refused = False
         self._stalls: dict[str, asyncio.TimerHandle] = {}
         self._group = asyncio.TaskGroup()
         self._runner: asyncio.Task[None] | None = None
-        self._storage = storage
-        self._storage_key = storage_key
+        self._store = OpenStore(storage, storage_key)
         self._saving: asyncio.TimerHandle | None = None
-        self._restore()
+        self._store.load(self.session)
 
     async def __aenter__(self) -> Self:
         """Connect. Raises `ConnectionFailed` if there is no greeting within `connect_seconds`."""
@@ -154,12 +154,12 @@ class Client:
             async with asyncio.timeout(self._connect_seconds):
                 await self._settled.wait()
         except TimeoutError:
-            self._failure = ConnectionFailed("timeout", f"no connection within {self._connect_seconds} s")
+            self.failure = ConnectionFailed("timeout", f"no connection within {self._connect_seconds} s")
         except asyncio.CancelledError:
             await self._close()
             raise
-        if self._failure is not None:
-            failure = self._failure
+        if self.failure is not None:
+            failure = self.failure
             await self._close()
             raise failure
         return self
@@ -172,7 +172,7 @@ class Client:
 
     async def _close(self) -> None:
         self._save()
-        self._failure = self._failure or ClientClosed()
+        self.failure = self.failure or ClientClosed()
         try:
             if self._connection is not None:  # a cancelled connection would say that it is a defect (1011)
                 await self._connection.socket.close()
@@ -207,13 +207,18 @@ class Client:
         return [self._handle(view) for view in self.session.messages.values()]
 
     def subscribe(self, conversation: str, *, after: int = 0) -> None:
-        """Follow every message of a conversation; they are told to `on_event`."""
+        """Follow every message of a conversation from the event `after` of its log on; they are told to `on_event`.
+
+        Where `session.subscribed` tells a number already, `storage` kept it, and it is followed from there.
+        """
         self.session.subscribe(conversation, after=after)
+        self._save()
         self._wake()
 
     def unsubscribe(self, conversation: str) -> None:
         """Stop following a conversation."""
         self.session.unsubscribe(conversation)
+        self._save()
         self._wake()
 
     def conversation(self, op: str, conversation: str | None = None, **fields: Any) -> None:
@@ -240,8 +245,8 @@ class Client:
         self._wake()
 
     def _handle(self, view: ClientMessage) -> Message:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         message = self._messages.get(view.id)
         if message is None:
             message = self._messages[view.id] = Message(self, view)
@@ -265,7 +270,7 @@ class Client:
         self._wake()
         message = self._messages.get(message_id)
         if message is not None:
-            message._notify()
+            message.notify()
 
     def check(self) -> None:
         """Ask for a quick answer, which also tells whether anything was missed; for after a sleep of the machine."""
@@ -288,14 +293,14 @@ class Client:
                 self._tell(Disconnected(ending.reason, delay))
                 await asyncio.sleep(delay)
         except TidewireError as failure:
-            self._failure = self._failure or failure
+            self.failure = self.failure or failure
         finally:
             for timer in self._stalls.values():
                 timer.cancel()
-            self._failure = self._failure or ClientClosed()
+            self.failure = self.failure or ClientClosed()
             self._settled.set()
             for message in self._messages.values():
-                message._notify()
+                message.notify()
 
     async def _connect_once(self) -> Ending:
         if self._token_source is not None:
@@ -438,27 +443,15 @@ class Client:
 
     # --- storage ------------------------------------------------------------------------------------------------
 
-    def _restore(self) -> None:
-        """Damaged storage costs the resume after a restart, nothing else."""
-        kept = None if self._storage is None else self._storage.get(self._storage_key)
-        if kept is not None:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self.session.restore(json.loads(kept))
-
     def _save(self) -> None:
         """Keep what is open, now."""
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
-        if self._storage is None:
-            return
-        if saved := self.session.save():
-            self._storage[self._storage_key] = json.dumps(saved)
-        else:
-            self._storage.pop(self._storage_key, None)
+        self._store.save(self.session)
 
     def _save_soon(self) -> None:
-        if self._saving is None and self._storage is not None:
+        if self._saving is None and self._store.kept:
             self._saving = asyncio.get_running_loop().call_later(SAVE_SECONDS, self._save)
 
     # --- events -------------------------------------------------------------------------------------------------
@@ -477,7 +470,7 @@ class Client:
             if view is not None:
                 message = self._messages.get(view.id)
                 if message is not None:
-                    message._notify()
+                    message.notify()
             self._react(event)
             self._tell(event)
         self._wake_if_needed()
@@ -487,7 +480,7 @@ class Client:
             self._connection.wake.set()
 
     def _react(self, event: Event) -> None:
-        if isinstance(event, Output):
+        if isinstance(event, Output | ConversationMessage | ConversationChanged):
             self._save_soon()
         elif isinstance(event, MessageAccepted | MessageEnded):
             self._save()
@@ -577,8 +570,9 @@ def connect(
 
     `url` is that of the WebSocket endpoint (`ws://host:port/v1/ws`). `token` is a JWT, an API key, or an async
     function that gets one. `on_event` is called with every event, also `Disconnected`; it must not block or raise.
-    In `storage` (a dict, a `shelve`, …) the open messages are kept under `storage_key`, so that another process goes on
-    with them: `Client.messages()`. Entering raises `ConnectionFailed` if there is no greeting within `connect_seconds`.
+    In `storage` (a dict, a `shelve`, …) the open messages, and the cursors of conversations, are kept under
+    `storage_key`, so that another process goes on with them: `Client.messages()`. Entering raises `ConnectionFailed` if
+    there is no greeting within `connect_seconds`.
     """
     return Client(
         url,

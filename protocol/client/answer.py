@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-from protocol.client.failures import ClientClosed, failure_of
+from protocol.client.failures import ClientClosed, TidewireError, failure_of
 from protocol.client.message import ClientMessage, MessageState
 
-if TYPE_CHECKING:
-    from protocol.client.aio import Client
+
+class Follower(Protocol):
+    """What a message needs of its client."""
+
+    failure: TidewireError | None
+    """Why nothing more will come."""
+
+    def cancel(self, message_id: str) -> None:
+        """Stop generating."""
+
+    def retry(self, message_id: str) -> bool:
+        """Ask again; False if that can't help."""
+
+    def detach(self, message_id: str) -> None:
+        """Stop following."""
+
+    def forget(self, message_id: str) -> None:
+        """Drop an ended or detached message from memory."""
 
 
 class Piece(NamedTuple):
@@ -25,7 +41,7 @@ class Piece(NamedTuple):
 class Message:
     """One message of a `Client`: iterate it for what comes, or await `done()` for the whole."""
 
-    def __init__(self, client: Client, view: ClientMessage) -> None:
+    def __init__(self, client: Follower, view: ClientMessage) -> None:
         self._client = client
         self.view = view
         """Text, reasoning, tool calls, state, usage … as they stand now."""
@@ -107,15 +123,16 @@ class Message:
             await self._change()
 
     async def _change(self) -> None:
-        if self._client._failure is not None:
-            raise self._client._failure
+        if self._client.failure is not None:
+            raise self._client.failure
         if self.view.state is MessageState.DETACHED:
             raise ClientClosed
         if self._changed is None:
             self._changed = asyncio.Event()
         await self._changed.wait()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Something happened to the message, or to its client: wake who waits."""
         if self._changed is not None:
             self._changed.set()
             self._changed = None

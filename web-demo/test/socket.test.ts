@@ -584,6 +584,35 @@ describe("conversations", () => {
     expect(told).toEqual([5, 7]);
   });
 
+  test("are followed by a reloaded page from the last event that was told, until it leaves them", () => {
+    const before = client();
+    before.start();
+    last().welcome();
+    before.subscribe("c", 4);
+    last().say({ ...notice, seq: 5 });
+    page.fire("pagehide");
+    before.close();
+
+    const after = client();
+    expect(after.session.subscribed("c")).toBe(5);
+    after.start();
+    last().welcome();
+    expect(last().sent).toContainEqual({ type: "subscribe", conversation: "c", after: 5 });
+    after.unsubscribe("c");
+    expect(client().session.subscribed("c")).toBeUndefined();
+    expect(storage.data.size).toBe(0);
+  });
+
+  test.each(["", "{", "7", "null", "[1]", '[{"id":7}]', '{"c":"x"}'])(
+    "are not harmed by a damaged storage: %s",
+    (text) => {
+      for (const key of ["tidewire.open", "tidewire.open.conversations"]) storage.setItem(key, text);
+      const subject = client();
+      expect([...subject.session.messages.keys()]).toEqual([]);
+      expect(subject.session.subscribed("c")).toBeUndefined();
+    },
+  );
+
   test("are paged; a page that did not come is asked for again", () => {
     const subject = client();
     subject.start();

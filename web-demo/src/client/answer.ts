@@ -2,7 +2,8 @@
 
 import { ClientClosed, ConnectionFailed, failureOf } from "./errors.ts";
 import type { Message } from "./message.ts";
-import type { Client } from "./socket.ts";
+import type { ClientEvent, Status } from "./options.ts";
+import type { ErrorBody } from "./types.ts";
 
 /** What came since the piece before: everything that arrived while the reader was busy, in one. */
 export interface Piece {
@@ -12,13 +13,22 @@ export interface Piece {
   replaces: boolean;
 }
 
+/** What an answer needs of its client. */
+export interface Follower {
+  readonly status: Status;
+  readonly started: boolean;
+  readonly lastError: ErrorBody | undefined;
+  cancel(id: string): void;
+  on(listener: (event: ClientEvent) => void): () => void;
+}
+
 /** Made by `Client.ask` and `Client.attach`. */
 export class Answer implements AsyncIterable<Piece> {
   /** Text, reasoning, tool calls, state, usage … as they stand now. */
   readonly message: Message;
-  private readonly client: Client;
+  private readonly client: Follower;
 
-  constructor(client: Client, message: Message) {
+  constructor(client: Follower, message: Message) {
     this.client = client;
     this.message = message;
   }

@@ -10,10 +10,23 @@ import { backoffMs, mayReconnect } from "./backoff.ts";
 import { type Codec, jsonCodec } from "./codec.ts";
 import { newId } from "./ids.ts";
 import type { Message } from "./message.ts";
-import { type Kept, Session, type SessionEvent } from "./session.ts";
+import type {
+  ClientEvent,
+  ClientOptions,
+  Clock,
+  FollowOptions,
+  PageState,
+  Status,
+  Surroundings,
+  TokenSource,
+  WebSocketLike,
+} from "./options.ts";
+import { type Kept, type PageOptions, Session, type SessionEvent } from "./session.ts";
 import { utf8 } from "./sha256.ts";
-import { type KeyValue, OpenStore } from "./store.ts";
-import type { ClientFrame, ConversationRequest, ErrorBody, SendRequest, ServerFrame, Welcome } from "./types.ts";
+import { OpenStore } from "./store.ts";
+import type { ClientFrame, ConversationRequest, ErrorBody, SendRequest, Welcome } from "./types.ts";
+
+export type * from "./options.ts";
 
 /** How long a connection may take to reach `welcome`, in milliseconds. */
 export const CONNECT_TIMEOUT_MS = 10_000;
@@ -34,86 +47,10 @@ const RENEW_FLOOR_MS = 200;
 /** The longest time a timer of a browser can be set to, in milliseconds. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 const UNAUTHENTICATED = 4401;
+/** What moves a cursor that is kept, often. */
+const SAVED_SOON = new Set(["output", "notice", "conversation"]);
 /** Closes that a later moment may heal by itself, so that waking up tries again: no hello in time, too many. */
 const HEALED_BY_TIME = new Set([4408, 4429]);
-
-export interface WebSocketLike {
-  binaryType: string;
-  readonly protocol: string;
-  send(data: string | Uint8Array<ArrayBuffer>): void;
-  close(code?: number, reason?: string): void;
-  onopen: ((event: never) => void) | null;
-  onmessage: ((event: { data: unknown }) => void) | null;
-  onclose: ((event: { code: number; reason: string }) => void) | null;
-  onerror: ((event: never) => void) | null;
-}
-
-export interface Clock {
-  now(): number;
-  setTimeout(callback: () => void, milliseconds: number): unknown;
-  clearTimeout(timer: never): void;
-}
-
-/** The part of `window` and `document` that tells when to look after the connection. */
-export interface Surroundings {
-  addEventListener(type: string, listener: () => void): void;
-  removeEventListener(type: string, listener: () => void): void;
-}
-
-/** Gets a fresh token; asked before every connection and shortly before the token expires. */
-export type TokenSource = () => string | undefined | Promise<string | undefined>;
-export type Connect = (url: string, subprotocol: string) => WebSocketLike;
-
-export interface ClientOptions {
-  url: string;
-  /** A JWT, an API key, or a function that gets one. */
-  token?: string | TokenSource;
-  codec?: Codec;
-  /** Where the open messages are kept over a reload: `sessionStorage`, or the like. */
-  storage?: KeyValue;
-  /** The key in `storage`, for several clients on one page. */
-  storageKey?: string;
-  /** The platform's own unless given; Node 20 has none, the package `ws` is one. */
-  WebSocket?: new (
-    url: string,
-    subprotocol: string,
-  ) => unknown;
-  /** In place of `WebSocket`: whatever opens a connection, for instance `sharedTabs`. */
-  connect?: Connect;
-  /** Told of every frame once it was applied; for who hands frames on. */
-  onFrame?: (frame: ServerFrame) => void;
-  clock?: Clock;
-  /** In [0, 1): spreads the reconnects. */
-  random?: () => number;
-  /** Those of the page unless given; null for none. */
-  window?: Surroundings | null;
-  document?: PageState | null;
-}
-
-type PageState = Surroundings & { readonly visibilityState: string };
-
-export interface FollowOptions {
-  /** Cancels the message, at the server too. */
-  signal?: AbortSignal | undefined;
-}
-
-/** `waiting`: until `retryAt`; `stopped`: closed with a code that reconnecting would not mend; `closed`: by us. */
-export type Phase = "connecting" | "open" | "waiting" | "stopped" | "closed";
-
-export interface Status {
-  phase: Phase;
-  /** When the next try to connect begins, by the client's clock, in milliseconds. */
-  retryAt: number | undefined;
-  /** Of the last heartbeat, in milliseconds. */
-  roundTripMs: number | undefined;
-  /** Why it is `stopped`. */
-  closeCode: number | undefined;
-  /** How many connections came to `welcome`. */
-  connections: number;
-  welcome: Welcome | undefined;
-}
-
-export type ClientEvent = SessionEvent | { type: "status"; status: Status };
 
 const systemClock: Clock = {
   now: () => Date.now(),
@@ -172,7 +109,7 @@ export class Client {
     this.window = options.window === undefined ? listenable(page.window) : (options.window ?? undefined);
     this.document = options.document === undefined ? listenable(page.document) : (options.document ?? undefined);
     this.store = new OpenStore(options.storage, options.storageKey);
-    this.session.restore(this.store.load());
+    this.session.restore(this.store.load(), this.store.cursors());
   }
 
   /** Listen to everything that happens; the return value stops it. */
@@ -234,6 +171,7 @@ export class Client {
     return new Answer(this, known);
   }
 
+  /** Stop generating, at the server too; what stands is kept. The receipt is an `ended` event. */
   cancel(id: string): void {
     this.emit(this.session.cancel(id));
     this.afterRequest();
@@ -246,6 +184,7 @@ export class Client {
     return retried;
   }
 
+  /** Stop following a message here; it goes on. */
   detach(id: string): void {
     this.session.detach(id);
     this.afterRequest();
@@ -256,19 +195,23 @@ export class Client {
     this.session.forget(id);
   }
 
-  /** Follow every message of a conversation, from the event `after` of its log on. */
+  /**
+   * Follow every message of a conversation, from the event `after` of its log on: the `seq` of the page of its history
+   * that is shown. Where `session.subscribed` tells one already, storage kept it and it is followed from there.
+   */
   subscribe(conversation: string, after = 0): void {
     this.session.subscribe(conversation, after);
-    this.flush();
+    this.afterRequest();
   }
 
+  /** Stop following a conversation; its messages go on. */
   unsubscribe(conversation: string): void {
     this.session.unsubscribe(conversation);
-    this.flush();
+    this.afterRequest();
   }
 
   /** Ask for a page of a conversation; it comes as a `history` event. */
-  history(conversation: string, options: { before?: string; after?: string; limit?: number } = {}): void {
+  history(conversation: string, options: PageOptions = {}): void {
     this.session.history(conversation, options);
     this.flush();
   }
@@ -494,7 +437,7 @@ export class Client {
       else if (event.type === "pong") this.onPong(event.nonce);
       else if (event.type === "goaway") this.arm("goaway", event.afterMs, () => this.connect());
       else if (event.type === "stalled") this.resumeLater(event.message, event.afterMs ?? RESUME_LATER_MS);
-      else if (event.type === "output") this.saveSoon();
+      else if (SAVED_SOON.has(event.type)) this.saveSoon();
       else if (event.type === "accepted") this.saveNow();
       else if (event.type === "ended") this.onEnded(event.message);
       else if (event.type === "error" && !event.message) this.onError(event);
@@ -579,7 +522,7 @@ export class Client {
   }
 
   private readonly saveNow = (): void => {
-    this.store.save(this.session.save());
+    this.store.save(this.session.save(), this.session.saveConversations());
   };
 
   private update(change: Partial<Status>): void {

@@ -222,12 +222,13 @@ class Hub {
         this.leaveConversation(frame.conversation);
         break;
       case "history": {
-        const { type: _, conversation, before, after, limit } = frame;
+        const { type: _, conversation, before, after, limit, branch } = frame;
         this.asked.push({ key: `history ${conversation}`, tab: id });
         this.client.history(conversation, {
           ...(before != null && { before }),
           ...(after != null && { after }),
           ...(limit !== undefined && { limit }),
+          ...(branch != null && { branch }),
         });
         break;
       }

@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from protocol.client.aio import Client, ClientEvent, Disconnected, Message, connect, new_id
-from protocol.client.events import PongReceived, Resyncing, Stalled, Welcomed
+from protocol.client.events import ConversationMessage, PongReceived, Resyncing, Stalled, Welcomed
 from protocol.client.failures import (
     ClientClosed,
     ConnectionFailed,
@@ -426,9 +426,47 @@ async def test_what_was_asked_for_and_never_sent_is_sent_by_the_next_process() -
         assert server.model.generations == 1
 
 
+async def test_another_process_follows_a_conversation_from_where_the_first_one_was() -> None:
+    notice = {"type": "message", "conversation": "c", "id": "e1", "role": "user", "content": "?"}
+
+    def log_of(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] != "subscribe":
+            return answer
+        after = frame.get("after", 0)
+        subscribed = {"type": "conversation", "op": "subscribed", "conversation": "c", "seq": after}
+        return [subscribed, *({**notice, "seq": seq} for seq in range(after + 1, after + 3))]
+
+    storage: dict[str, str] = {}
+    server = SocketServer(counting, edit=log_of)
+    told: list[int] = []
+
+    def on_event(event: object) -> None:
+        if isinstance(event, ConversationMessage):
+            told.append(event.frame["seq"])
+            if len(told) % 2 == 0:
+                here.set()
+
+    async with server.running():
+        for after in (0, 2):
+            here = asyncio.Event()
+            async with client_of(server, storage=storage, on_event=on_event) as client:
+                if after == 0:
+                    client.subscribe("c")
+                await here.wait()
+                assert client.session.subscribed("c") == after + 2
+        assert told == [1, 2, 3, 4]
+        assert storage == {"tidewire.open.conversations": '{"c": 4}'}
+        async with client_of(server, storage=storage) as last:
+            last.unsubscribe("c")
+        assert storage == {}
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "7", '[{"id": "m"}]', '[["id"]]', "null"])
 async def test_damaged_storage_costs_only_the_resume(damaged: str) -> None:
     server = SocketServer(counting)
-    async with server.running(), client_of(server, storage={"tidewire.open": damaged}) as client:
+    async with (
+        server.running(),
+        client_of(server, storage={"tidewire.open": damaged, "tidewire.open.conversations": damaged}) as client,
+    ):
         assert client.messages() == []
         assert (await client.ask(messages=ASK).done()).text == TEXT
