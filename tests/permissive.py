@@ -54,7 +54,7 @@ class NoQuota:
         """See `Quota`."""
         return Hold(order.hold, order.payer, order.max_output_tokens)
 
-    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
+    async def settle(self, payer: Payer, hold: str, used: Used, seconds: float = 5.0) -> None:
         """See `Quota`."""
 
     def let_go(self, hold: str) -> None:

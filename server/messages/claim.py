@@ -12,7 +12,7 @@ from server.messages.origin import Origin
 from server.messages.place import Place
 from server.messages.spans import RunTrace
 from server.prompts import request as prompted
-from server.quotas.base import Payer
+from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
 from server.store.keys import MessageKeys, hold_id
 from server.telemetry.spans import TraceContext
@@ -49,6 +49,8 @@ class Claim:
     """(tenant, kind, user): whose it is."""
     origin: Origin = field(default_factory=lambda: Origin("ws"))
     """Where it came from."""
+    earlier: Used | None = None
+    """What the run before this one used, if there was one: the node that ended it may not have settled it."""
 
     @property
     def place(self) -> Place | None:
@@ -80,6 +82,11 @@ class Claim:
     def hold(self) -> str:
         """Under which its tokens are reserved."""
         return hold_id(self.tag, self.generation, self.run)
+
+    @property
+    def earlier_hold(self) -> str:
+        """That of the run before this one."""
+        return hold_id(self.tag, self.generation, self.run - 1)
 
 
 def account_of(

@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgpack
@@ -297,11 +297,11 @@ class Keeper:
     async def _adopted(self, tag: str, keys: MessageKeys, fields: Mapping[str, bytes]) -> Claim:
         """What the dead owner left, as a claim."""
         head, made = int(fields["head"]), int(fields["attempts"])
-        records = list(msgpack.unpackb(fields["records"])) if fields.get("records") else []
+        ended = list(msgpack.unpackb(fields["records"])) if fields.get("records") else []
         standing = await gather(self.reader, keys, int(fields.get("base", 0))) if head else None
         text = b"".join(standing.text) if standing else b""
         since, run = standing.attempt if standing else 0, int(fields["run"])
-        records = [withdrawn(record, run) if record["attempt"] < since else record for record in records]
+        records = [withdrawn(record, run) if record["attempt"] < since else record for record in ended]
         told = {record["attempt"] for record in records}
         for number in range(1, made + 1):
             description = fields.get(f"attempt:{number}")
@@ -309,7 +309,7 @@ class Keeper:
                 records.append(self._lost_record(number, description, len(text) if number == made else 0, run))
         self.means.watch.message_adopted()
         log.warning("message_adopted", id=fields["id"].decode(), tag=tag, head=head, attempts=made)
-        return Claim(
+        claim = Claim(
             id=fields["id"].decode(),
             tag=tag,
             keys=keys,
@@ -331,6 +331,7 @@ class Keeper:
             user=_names(fields),
             origin=Origin.unpack(fields.get("origin")),
         )
+        return replace(claim, earlier=settlement(ended, run - 1, claim.account)) if run > 1 else claim
 
     def _lost_record(self, number: int, packed: bytes, text_bytes: int, run: int) -> dict[str, Any]:
         description = msgpack.unpackb(packed)

@@ -95,6 +95,8 @@ class Running:
 
     async def _to_the_end(self) -> None:
         claim, answer = self.claim, self.answer
+        if claim.earlier is not None:
+            await self.reservation.settle_earlier(claim.earlier)
         if self.life.stop_requested and claim.attempts:
             self.life.state = State.STREAMING
             return answer.cancelled()

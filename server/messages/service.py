@@ -31,6 +31,7 @@ from server.messages.reader import Reader
 from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
 from server.messages.state import State
 from server.messages.structured import check_format
+from server.messages.tally import settlement
 from server.prompts import request as prompted
 from server.prompts.service import Prompts
 from server.quotas.base import Payer
@@ -393,7 +394,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
     head = int(reply[2]) if reopened else 0
     records = tuple(msgpack.unpackb(reply[6])) if reopened and reply[6] else ()
     made = [int(reply[3]) if reopened else 0, *(record["attempt"] for record in records)]
-    return Claim(
+    claim = Claim(
         id=wish.send.id,
         tag=wish.tag,
         keys=wish.keys,
@@ -412,6 +413,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         origin=Origin.unpack(reply[8] or None) if reopened else wish.origin,
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
     )
+    return replace(claim, earlier=settlement(records, claim.run - 1, claim.account)) if reopened else claim
 
 
 def payer_of(who: Principal, route: str = "") -> Payer:

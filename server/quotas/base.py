@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+SETTLE_SECONDS: Final = 5.0
+"""How long a settlement that nobody waits for gives Redis before it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,11 @@ class Quota(Protocol):
         """
         ...
 
-    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
-        """Replace a hold by what was used, exactly once. Raises `StoreError` or `TimeoutError`: repeat it."""
+    async def settle(self, payer: Payer, hold: str, used: Used, seconds: float = SETTLE_SECONDS) -> None:
+        """Replace a hold by what was used, exactly once; again does nothing.
+
+        Raises `StoreError`, or `TimeoutError` after `seconds`: repeat it.
+        """
         ...
 
     def let_go(self, hold: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from protocol.errors import ProtocolError
-from server.quotas.base import Hold, Order, Payer, Used
+from server.quotas.base import SETTLE_SECONDS, Hold, Order, Payer, Used
 from server.quotas.bucket import Bucket
 from server.quotas.figures import read, sender
 from server.quotas.limits import ALL_FOUR, MICRO, NAMES, SHOWN, Meter, Policies, Policy, refused, shown
@@ -150,7 +150,7 @@ class Quotas:
 
     # --- settle ----------------------------------------------------------------------------------------------------
 
-    async def settle(self, payer: Payer, hold: str, used: Used) -> None:
+    async def settle(self, payer: Payer, hold: str, used: Used, seconds: float = SETTLE_SECONDS) -> None:
         """See `Quota`."""
         policy = self.policies.of(payer)
         counting = policy.counting(payer.route)
@@ -167,7 +167,7 @@ class Quotas:
         ]
         keys = _keys(payer, hold, policy)
         keys[3:3] = [usage_stream(quota_tag(payer.tenant))]
-        reply = await self._store.run(SETTLE, keys, [*args, *counting.args], STEP_SECONDS)
+        reply = await self._store.run(SETTLE, keys, [*args, *counting.args], seconds)
         self.held.pop(hold, None)
         if reply[0] != b"again":
             self._watch.quota("settled")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from server.messages.reservation import Reservation
+from server.quotas.base import Used
 from tests.simulation.loop import SimLoop
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.run import play, shrink
 from tests.simulation.schedule import draw
 
@@ -40,6 +42,19 @@ def test_the_shipped_code_holds() -> None:
 
 def test_what_once_failed_holds() -> None:
     assert [outcome for outcome in map(play, map(draw, ONCE_FAILED)) if outcome.violation is not None] == []
+
+
+def test_a_run_whose_node_died_before_settling_it_is_settled_by_the_next() -> None:
+    """Seed 703417: two nodes die one after the other, the second between the end it wrote and its settlement."""
+    world = draw(703417)
+    assert play(world).violation is None
+    unsettled = Mutant("", "", (), ((Reservation, "settle_earlier", _settle_nothing),))
+    with unsettled.applied():
+        assert "was never settled" in str(play(world, unsettled).violation)
+
+
+async def _settle_nothing(self: Reservation, used: Used) -> None:
+    pass
 
 
 @pytest.mark.parametrize("seed", [7, 52, 90])
