@@ -230,33 +230,28 @@ class Messages:
 
     async def _claim(self, wish: Wish, generation: bytes) -> list[Any]:
         store, send, tag, keys, user = self.means.store, wish.send, wish.tag, wish.keys, wish.user
-        if self.draining:
-            return await self._attach_only(send, keys)
-        await asyncio.gather(
-            store.call(self._open, "SADD", self._open, tag),
-            store.call(active_set(user), "SADD", active_set(user), send.id),
-        )
+        attaches_only = self.draining
+        if not attaches_only:
+            await asyncio.gather(
+                store.call(self._open, "SADD", self._open, tag),
+                store.call(active_set(user), "SADD", active_set(user), send.id),
+            )
         args = [
             asked.fingerprint(send),
             round(self.keeper.times.claim_seconds * 1000),
-            "" if send.retry_of is None else send.retry_of,
+            "" if send.retry_of is None or attaches_only else send.retry_of,
             MAX_RUNS,
             self.node,
             generation,
-            *_record_of(wish, generation),
+            *([] if attaches_only else _record_of(wish, generation)),
         ]
         reply: list[Any] = await store.run(CLAIM, [keys.record, keys.journal, keys.standing], args)
-        if reply[0] not in (b"new", b"reopened"):
+        if attaches_only:
+            if reply[0] == b"none":
+                raise ProtocolError("draining", "this node is shutting down; reconnect and ask again")
+        elif reply[0] not in (b"new", b"reopened"):
             self._forget_hints(tag, user, send.id, reply)
         return reply
-
-    async def _attach_only(self, send: Send, keys: MessageKeys) -> list[Any]:
-        """What the claim script would answer, on a node that may not create messages any more."""
-        fields = ("fp", "state", "head", "gen", "owner", "fence")
-        have: list[Any] = await self.means.store.call(keys.record, "HMGET", keys.record, *fields)
-        if have[0] is None:
-            raise ProtocolError("draining", "this node is shutting down; reconnect and ask again")
-        return [b"have", *have[1:]] if have[0] == asked.fingerprint(send) else [b"mismatch"]
 
     def _forget_hints(self, tag: str, user: str, message_id: str, reply: Sequence[Any]) -> None:
         """The claim was somebody else's: our hint goes; the user's stays as long as the message runs."""

@@ -111,6 +111,30 @@ async def test_undoing_a_claim_that_was_adopted_meanwhile_leaves_the_message_alo
     await bench.ends_well(calls=1, records=1)
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+async def test_a_claim_whose_first_attempt_was_given_up_is_undone_unless_somebody_attached(
+    bench: Bench, repeats: bool
+) -> None:
+    """Redis allocated the attempt and its reply was lost: who asked was refused, and the claim is about to go. A repeat
+    on another node finds it `streaming` and says that it is accepted: then it must run."""
+    generation = await bench.claim(bench.node.id, attempts=1)
+    service, keeper = bench.node.messages, bench.node.keeper
+    if repeats:
+        mine, service.node = service.node, "another"
+        reply = await service._claim(bench.wish, b"other")
+        service.node = mine
+        assert (reply[0], reply[1]) == (b"have", b"streaming")
+    fence = keeper._first_fence(generation)
+    released = await keeper.release(bench.keys, generation, fence, ProtocolError("store_unavailable", "no"))
+    assert released is not repeats
+    if repeats:
+        await keeper.adopt(bench.tag, bench.node.id)  # as it does with what it can't release
+        await bench.ends_well(calls=1, records=2)
+    else:
+        assert await bench.node.reader.record(bench.keys) is None
+        assert not bench.log.calls(bench.messages)
+
+
 async def test_a_takeover_whose_reply_was_lost_is_repeated(bench: Bench) -> None:
     """The node owns the message and does not know it; the next look at the dead node's list must tell."""
     await bench.claim(DEAD, attempts=1)

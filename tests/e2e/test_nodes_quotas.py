@@ -68,17 +68,19 @@ async def storm(socket: Wire, node: int, count: int) -> tuple[int, int]:
     """Ask for so many at once; how many ended and how many were refused."""
     names = [f"n{node}-{number}" for number in range(count)]
     await asyncio.gather(*(socket.ask(name, ask("tokens=20", name), max_output_tokens=20) for name in names))
-    refused, ended = set(), set()
+    refused, ended, accepted = set(), set(), set()
     while len(refused) + len(ended) < count:
         frame = await socket.recv()
         if frame["type"] == "error":
-            # more than this machine serves in time, or asked again before such a claim was undone: ask again
-            if frame["error"]["code"] in ("store_unavailable", "message_unknown"):
+            assert frame["id"] not in accepted, f"it was accepted, and then: {frame}"
+            if frame["error"]["code"] == "store_unavailable":  # more than this machine serves in time: ask again
                 await socket.ask(frame["id"], ask("tokens=20", frame["id"]), max_output_tokens=20)
                 continue
             assert frame["error"]["code"] == "quota_exceeded", frame
             assert frame["error"]["retry_after_ms"] > 0
             refused.add(frame["id"])
+        elif frame["type"] == "accepted":
+            accepted.add(frame["id"])
         elif frame["type"] == "done":
             ended.add(frame["id"])
     return len(ended), len(refused)

@@ -20,6 +20,7 @@ from server.messages.scripts import (
     FINALIZE,
     MAX_RUNS,
     PAGE,
+    QUEUE,
     RELEASE,
     START_ATTEMPT,
     TAKEOVER,
@@ -139,6 +140,28 @@ async def test_the_first_claim_creates_and_the_next_finds(board: Board) -> None:
 async def test_of_many_claims_at_once_one_creates(board: Board) -> None:
     replies = await asyncio.gather(*(board.claim(node=f"n{number}") for number in range(20)))
     assert sorted(reply[0] for reply in replies) == [b"have"] * 19 + [b"new"]
+
+
+async def test_what_somebody_has_attached_to_is_not_released(board: Board) -> None:
+    """While it is being admitted one may attach and wait; once it looks admitted, attaching is a promise."""
+    for state, released in (("admitting", 1), ("queued", 0), ("streaming", 0)):
+        _, fence = await board.claim(salt=state)
+        if state == "queued":
+            await board.run(QUEUE, [board.keys.record], fence)
+        elif state == "streaming":
+            await board.run(START_ATTEMPT, [board.keys.record], fence, 1, b"target")
+        assert (await board.claim(node=OTHER))[:2] == [b"have", state.encode()]
+        assert await board.release(f"gen-{state}".encode(), fence) == released
+        await board.client.delete(board.keys.record)
+
+
+@pytest.mark.parametrize("state", ["queued", "streaming"])
+async def test_what_was_given_up_halfway_is_released(board: Board, state: str) -> None:
+    _, fence = await board.claim(salt="x")
+    script, args = (QUEUE, [fence]) if state == "queued" else (START_ATTEMPT, [fence, 1, b"target"])
+    await board.run(script, [board.keys.record], *args)
+    assert (await board.claim(fp="other"))[0] == b"mismatch"  # it attaches to nothing
+    assert await board.release(b"gen-x", fence) == 1
 
 
 async def test_another_fingerprint_is_a_mismatch_and_changes_nothing(board: Board) -> None:

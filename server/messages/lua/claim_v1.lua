@@ -42,4 +42,8 @@ if ARGV[3] ~= '' and have[2] == 'failed' and have[7] == '1' and have[3] == ARGV[
   return {'reopened', fence, have[3], have[9], have[4], tostring(tonumber(have[8]) + 1), have[10] or '', have[11],
     have[12] or ''}
 end
+if have[3] == '0' and (have[2] == 'queued' or have[2] == 'streaming') then
+  -- the caller will say that it is accepted: should the owner not know that it was admitted, it may not take it back
+  redis.call('HSET', KEYS[1], 'attached', '1')
+end
 return {'have', have[2], have[3], have[4], have[5], have[6]}
