@@ -238,6 +238,7 @@ class Outbox:
         """Redis has answered the entry in flight; False if another one is in flight now, to be sent at once."""
         gap: list[Any] = reply if isinstance(reply, list) else []
         verdict = Verdict(gap[0] if gap else reply)
+        assert not gap or gap[1] is not None, "a record without a tip has no fence either, and is answered FENCED"
         if gap and self._mends(int(gap[1]), gap[2]):
             return False
         flight, self.flight = self.flight, None

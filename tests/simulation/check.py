@@ -33,6 +33,7 @@ FRAME_BYTES: Final = 8_192
 """More than any frame of these small texts may have."""
 BOGUS: Final = "something lost"
 """The text of a device whose cursor lies beyond the head."""
+FENCED: Final = -1
 GAP: Final = -3
 ENDS: Final = (b"done", b"failed", b"cancelled")
 
@@ -253,12 +254,16 @@ class Check:
     def _appended(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
         if isinstance(reply, list):
             reply = reply[0]
+        fence, last, data = _bytes(args[0]), int(args[2]), _bytes(args[3])
+        owner = self._record(keys[0]).get(b"fence")
+        if owner != fence and reply != FENCED:
+            what = "appended" if reply > 0 else "was let up to the tip when appending"
+            self.fail("G4", f"{host.name} {what} {last} of {_short(keys[:1])} with fence {fence!r}, past {owner!r}")
         if reply == GAP and not self.losses:
             self.fail("G3", f"{host.name} meets a gap at {args[1]}, though Redis lost nothing")
         if reply < 0:
             return
         truth = self.truths.get(keys[0])
-        fence, last, data = _bytes(args[0]), int(args[2]), _bytes(args[3])
         if truth is None:
             self.fail("G1", "an entry was written for a message that nobody claimed")
             return
@@ -267,11 +272,6 @@ class Check:
             if now.entries[last] != data or now.fences[last] != fence:
                 self.fail("G3", f"{truth.id}: entry {last} was taken for another one")
             return
-        record = self._record(keys[0])
-        if record.get(b"fence") != fence:
-            self.fail(
-                "G4", f"{truth.id}: {host.name} appended {last} with fence {fence!r}, past {record.get(b'fence')!r}"
-            )
         if now.ended and not truth.reopened:
             self.fail("G3", f"{truth.id}: an entry after the end")
         prev, first, events = msgpack.unpackb(data)
