@@ -4,55 +4,23 @@ import { Window } from "happy-dom";
 const window = new Window({ url: "http://localhost/" });
 Object.assign(globalThis, { window, document: window.document });
 Object.defineProperty(globalThis, "navigator", { value: window.navigator, configurable: true });
-const { createElement, useRef } = await import("react");
-const { createRoot } = await import("react-dom/client");
-const { useChat } = await import("@ai-sdk/react");
 const { lastAssistantMessageIsCompleteWithToolCalls } = await import("ai");
 const { TidewireChatTransport, visibleParts } = await import("../../web-demo/dist/ai-sdk.js");
+const { chatPage } = await import("./chat_page.mjs");
 const { client, Storage, say } = await import("./place.mjs");
 
-/** A page with one chat: what a browser has from load to unload. Only `storage` and the kept messages outlive it. */
-function page({ storage = new Storage(), messages = [], request, ...options } = {}) {
+/** A page with one chat. Only `storage` and the kept messages outlive it. */
+function page({ storage = new Storage(), request, ...options } = {}) {
 	const connection = client({ storage });
-	const transport = new TidewireChatTransport({ client: connection, request });
-	const waiting = new Set();
-	const found = { chat: undefined, errors: [], finished: [] };
-	function Chat() {
-		const chat = useChat({
-			id: "chat-1",
-			transport,
-			messages,
-			onError: (error) => found.errors.push(error),
-			onFinish: (end) => found.finished.push(end),
-			...options,
-		});
-		found.chat = chat;
-		useRef(0).current++;
-		for (const look of [...waiting]) look();
-		return null;
-	}
-	const root = createRoot(window.document.body.appendChild(window.document.createElement("div")));
-	root.render(createElement(Chat));
-	return {
-		found,
-		connection,
-		storage,
-		until(condition) {
-			return new Promise((resolve) => {
-				const look = () => {
-					if (!found.chat || !condition(found.chat)) return;
-					waiting.delete(look);
-					resolve(found.chat);
-				};
-				waiting.add(look);
-				look();
-			});
-		},
-		unload() {
-			root.unmount();
-			connection.close();
-		},
-	};
+	const found = { errors: [], finished: [] };
+	const shown = chatPage(new TidewireChatTransport({ client: connection, request }), {
+		id: "chat-1",
+		onError: (error) => found.errors.push(error),
+		onFinish: (end) => found.finished.push(end),
+		...options,
+	});
+	Object.defineProperty(found, "chat", { get: () => shown.chat });
+	return { found, connection, storage, until: shown.until, unload: shown.unload };
 }
 
 const answer = (chat) => chat.messages.findLast((message) => message.role === "assistant");

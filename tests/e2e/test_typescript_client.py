@@ -114,3 +114,40 @@ async def test_use_chat_of_the_ai_sdk(valkey_url: str) -> None:
             "retryable": False,
             "status": "error",
         }
+
+
+async def test_use_chat_on_chats_that_the_server_keeps(valkey_url: str) -> None:
+    def question(name: str, how: str = "tokens=20") -> dict[str, str]:
+        return {"role": "user", "content": f"script {how}\n{name}"}
+
+    async with rig(valkey_url, 2) as r:
+        report = await run("tidewire_kept_chat.mjs", r, "json")
+        assert report["two"] == {
+            "sent": [{"conversation": "kept-1", "input": [question(name)]} for name in ("kept-one", "kept-two")],
+            "roles": ["user", "assistant"] * 2,
+        }
+        edited, again = report["branches"]["sent"]
+        assert edited == {"conversation": "kept-1", "parent": "kept-1", "input": [question("kept-edited")]}
+        assert again.keys() == {"conversation", "parent"}
+        assert report["branches"]["roles"] == ["user", "assistant"]
+        assert report["seen"] == {"roles": ["user", "assistant"], "siblings": [2, 2]}
+        assert report["edited"]
+        assert report["editedLater"] == {"parent": True, "roles": ["user", "assistant"] * 2}
+        assert report["reload"]["loaded"] == [*["user", "assistant"] * 2, "user"]
+        assert report["reload"]["roles"] == ["user", "assistant"] * 3
+        context: list[dict[str, str]] = []
+        for asked in (question("kept-edited"), question("kept-later-edited")):
+            context.append(asked)
+            context.append({"role": "assistant", "content": expected_text(context, MODEL)})
+        context.append(question("kept-long", "tokens=200 rate=60"))
+        assert report["reload"]["text"] == expected_text(context, MODEL)
+        assert report["nothing"] == "nothing runs"
+        assert report["refused"]["input"] == ["script tokens=5\nkept-refused", "script tokens=5\nkept-after"]
+        assert report["list"] == [["kept-1", "Kept"]]
+        assert report["pages"]
+        assert report["tool"] == {
+            "input": [["tool", '{"sky":"grey"}']],
+            "call": True,
+            "loaded": ["output-available", {"sky": "grey"}],
+        }
+        assert report["deleted"] == "conversation_unknown"

@@ -2,7 +2,7 @@
 
 import type { UIMessage, UIMessageChunk } from "ai";
 import { expect, test } from "vitest";
-import { chatMessages, TidewireChatTransport, visibleParts } from "../src/client/ai-sdk.ts";
+import { chatMessages, TidewireChatTransport, uiMessages, visibleParts } from "../src/client/ai-sdk.ts";
 import { Client, type WebSocketLike } from "../src/client/socket.ts";
 import type { ServerFrame } from "../src/client/types.ts";
 
@@ -74,6 +74,53 @@ test("messages become those of chat completions, one for each step, tools and pi
   ]);
 });
 
+test("what the server kept becomes messages: steps and tools of one answer in one, what runs left out", () => {
+  const call = (id: string, args: string): object => ({
+    ...{ id, type: "function", function: { name: "sky", arguments: args } },
+  });
+  const image = { type: "image_url", image_url: { url: "data:image/png;base64,AA" } };
+  const file = { type: "file", file: { filename: "a.pdf", file_data: "https://x/a.pdf" } };
+  const entries = [
+    { id: "e0", role: "developer", content: "Be brief." },
+    { id: "e1", role: "user", content: [{ type: "text", text: "Look" }, image, file, { type: "text", ref: "r" }] },
+    { id: "a1", role: "assistant", content: "I ask.", tool_calls: [call("c1", '{"at":1}'), call("c2", "{")] },
+    { id: "e2", role: "tool", tool_call_id: "c1", content: '{"grey":true}' },
+    { id: "e3", role: "tool", tool_call_id: "c9", content: "of no call" },
+    { id: "a2", role: "assistant", content: "Grey." },
+    { id: "e4", role: "user", content: "Thanks" },
+    { id: "a3", role: "assistant", state: "running", content: null },
+  ] as Parameters<typeof uiMessages>[0];
+  const errorText = "the model wrote arguments that are not JSON";
+  const called = { type: "tool-sky", toolCallId: "c1", input: { at: 1 } };
+  const messages = uiMessages(entries);
+  expect(messages).toEqual([
+    { id: "e0", role: "system", parts: [{ type: "text", text: "Be brief." }] },
+    {
+      id: "e1",
+      role: "user",
+      parts: [
+        { type: "text", text: "Look" },
+        { type: "file", mediaType: "image/png", url: "data:image/png;base64,AA" },
+        { type: "file", mediaType: "application/octet-stream", filename: "a.pdf", url: "https://x/a.pdf" },
+      ],
+    },
+    {
+      id: "a1",
+      role: "assistant",
+      parts: [
+        step,
+        { type: "text", text: "I ask." },
+        { ...called, state: "output-available", output: { grey: true } },
+        { type: "tool-sky", toolCallId: "c2", state: "output-error", input: undefined, rawInput: "{", errorText },
+        step,
+        { type: "text", text: "Grey." },
+      ],
+    },
+    { id: "e4", role: "user", parts: [{ type: "text", text: "Thanks" }] },
+  ]);
+  expect(chatMessages(messages)[3]).toEqual({ role: "tool", tool_call_id: "c1", content: '{"grey":true}' });
+});
+
 /** A transport on a connection whose server is this test. */
 function transport(): { subject: TidewireChatTransport; say(...frames: object[]): void; sent: { type: string }[] } {
   const sent: { type: string; id: string }[] = [];
@@ -131,6 +178,10 @@ test("an attempt that starts over marks what was told, also a tool's input, and 
     ...["tool-input-delta", "tool-input-error", "text-start", "text-end", "finish-step"],
     ...["start-step", "text-start", "text-delta", "text-end", "finish-step", "finish"],
   ]);
+});
+
+test("chats are loaded only where the server keeps them", async () => {
+  await expect(transport().subject.loadMessages("c")).rejects.toThrow("give `conversations: true`");
 });
 
 test("a failure comes after what stands, and is typed", async () => {

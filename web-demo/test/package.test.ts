@@ -28,31 +28,44 @@ test("Node imports it without any other package", () => {
     join(folder, "use.js"),
     `import { Client, TidewireError, newId } from "tidewire";
      import { Session } from "tidewire/core";
+     import { Conversations } from "tidewire/conversations";
      import { TidewireChatTransport } from "tidewire/ai-sdk";
      const client = new Client({ url: "ws://localhost", connect: () => ({ send() {}, close() {} }) });
      const answer = client.ask({ messages: [{ role: "user", content: "?" }] });
      new TidewireChatTransport({ client });
+     new Conversations(client).open("trip");
      console.log(JSON.stringify([answer.message.state, newId().length, typeof TidewireError, new Session().hello().type]));`,
   );
   expect(JSON.parse(run("node", "use.js"))).toEqual(["sending", 36, "function", "hello"]);
 });
 
-test("its types hold under the strictest settings, and refuse what is wrong", () => {
+test.each([
+  ["nodenext", "nodenext"],
+  ["node16", "node16"],
+  ["preserve", "bundler"],
+])("its types hold with module %s, and refuse what is wrong", (module, moduleResolution) => {
   const source = `import { Client, type Piece, MessageError, type ErrorCode } from "tidewire";
     import { msgpackCodec } from "tidewire/msgpack";
     import { sharedTabs } from "tidewire/tabs";
+    import { Conversations, type Overview } from "tidewire/conversations";
+    import { Session } from "tidewire/core";
 
     const client = new Client({ url: "ws://x", token: async () => "t", connect: sharedTabs({ account: "a", client: { codec: msgpackCodec } }) });
     for await (const piece of client.ask({ messages: [{ role: "user", content: "?" }] })) piece satisfies Piece;
     const code: ErrorCode = "quota_exceeded";
     export const caught = (error: unknown): boolean => error instanceof MessageError && error.code === code;
+    const chat = await new Conversations(client).open("trip", { limit: 20 }).ready();
+    chat.entries.map((entry) => chat.textOf(entry) satisfies string);
+    (await new Conversations(client).list()).conversations satisfies Overview[];
+    new Session().subscribed("trip") satisfies number | undefined;
     // @ts-expect-error a role that does not exist
     client.ask({ messages: [{ role: "nobody", content: "?" }] });`;
   writeFileSync(join(folder, "use.ts"), source);
   const options = {
     strict: true,
     exactOptionalPropertyTypes: true,
-    module: "nodenext",
+    module,
+    moduleResolution,
     target: "es2022",
     noEmit: true,
   };

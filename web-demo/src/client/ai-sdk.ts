@@ -7,16 +7,27 @@
  */
 
 import type { ChatTransport, FinishReason, UIMessage, UIMessageChunk } from "ai";
+import { KeptChat, type Wish } from "./ai-kept.ts";
+import { chatMessages } from "./ai-messages.ts";
 import { Answer } from "./answer.ts";
-import { failureOf } from "./errors.ts";
+import { Conversations } from "./conversations.ts";
+import { failureOf, MessageRefused } from "./errors.ts";
 import { newId } from "./ids.ts";
 import type { Message } from "./message.ts";
 import { Client, type ClientOptions } from "./socket.ts";
 import type { ChatMessage, SendRequest, ToolCall } from "./types.ts";
 
+export { chatMessages, uiMessages, visibleParts } from "./ai-messages.ts";
+
+/** What a request may carry beside its messages. */
 export type RequestFields = Omit<SendRequest, "id" | "messages">;
 
 export interface TransportOptions {
+  /**
+   * The server keeps the chats: only what is new is sent, every device of the user sees them, and `loadMessages` brings
+   * them back. The id of a chat is that of its conversation, unless a function here gives another.
+   */
+  conversations?: boolean | ((chatId: string) => string);
   /** What every request carries: `model`, `tools`, `temperature`, … */
   request?: RequestFields;
   /** The messages of a request, where the usual translation won't do. */
@@ -25,7 +36,7 @@ export interface TransportOptions {
   messageMetadata?: (message: Message) => unknown;
 }
 
-/** Either a client, which may serve other parts of the page too, or what to make one of. */
+/** What a transport is made of: a client, which may serve other parts of the page too, or what to make one of. */
 export type TidewireChatTransportOptions = TransportOptions & ({ client: Client } | ClientOptions);
 
 /** The field of a request's `metadata` that names its chat, so that a reload finds the open message of a chat. */
@@ -44,12 +55,26 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
   readonly resumeStreamIsReplay = true;
   readonly client: Client;
   private readonly options: TransportOptions;
+  private readonly kept = new Map<string, KeptChat>();
+  private readonly conversations: Conversations | undefined;
   /** How often each chat was resumed: an abort that makes way for the next resume is no wish to stop. */
   private readonly resumes = new Map<string, number>();
 
   constructor(options: TidewireChatTransportOptions) {
     this.options = options;
     this.client = "client" in options ? options.client : new Client({ ...tabStorage(), ...options });
+    this.conversations = options.conversations ? new Conversations(this.client) : undefined;
+  }
+
+  /**
+   * A chat that the server keeps, for `useChat({ messages })`; with `resume` an answer that still runs follows by itself.
+   * Throws `TypeError` unless `conversations` is on.
+   */
+  async loadMessages(chatId: string): Promise<UI_MESSAGE[]> {
+    this.start();
+    const kept = this.keptChat(chatId);
+    if (!kept) throw new TypeError("give `conversations: true`: the server keeps no chats otherwise");
+    return kept.messages<UI_MESSAGE>();
   }
 
   async sendMessages(
@@ -57,17 +82,25 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
   ): Promise<ReadableStream<UIMessageChunk>> {
     this.start();
     const { chatId, messages, abortSignal, body, metadata } = options;
-    const { request, toMessages = chatMessages } = this.options;
+    const { request } = this.options;
+    const kept = this.keptChat(chatId);
+    const what = kept ? await kept.place(options as Wish) : { messages: this.translate(messages) };
     const answer = this.client.ask(
       {
         ...request,
         ...(body as RequestFields | undefined),
+        ...what,
         id: newId(),
-        messages: toMessages(messages),
         metadata: { ...request?.metadata, ...(metadata as object | undefined), [CHAT]: chatId },
       },
       { signal: abortSignal },
     );
+    if (kept) {
+      answer.accepted().then(
+        () => kept.onAccepted(messages),
+        (error) => error instanceof MessageRefused && kept.onRefused(messages),
+      );
+    }
     // After a tool's result the SDK goes on with the assistant's message that it has.
     const goesOn = messages.at(-1)?.role === "assistant";
     return this.streamOf(answer, goesOn ? undefined : answer.id);
@@ -80,7 +113,7 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
     const { chatId, abortSignal } = options;
     const resume = (this.resumes.get(chatId) ?? 0) + 1;
     this.resumes.set(chatId, resume);
-    const message = this.openMessage(chatId);
+    const message = this.openMessage(chatId) ?? (await this.runningElsewhere(chatId));
     if (!message) return null;
     abortSignal?.addEventListener("abort", () => {
       // The SDK aborts a resume also when another one takes its place, which it starts in the same turn.
@@ -93,6 +126,33 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
 
   private start(): void {
     if (this.client.status.phase === "closed") this.client.start();
+  }
+
+  private get translate(): (messages: UIMessage[]) => ChatMessage[] {
+    return this.options.toMessages ?? chatMessages;
+  }
+
+  private conversationOf(chatId: string): string {
+    const { conversations } = this.options;
+    return typeof conversations === "function" ? conversations(chatId) : chatId;
+  }
+
+  private keptChat(chatId: string): KeptChat | undefined {
+    if (!this.conversations) return undefined;
+    let kept = this.kept.get(chatId);
+    if (!kept) {
+      kept = new KeptChat(this.conversations, this.conversationOf(chatId), this.translate);
+      this.kept.set(chatId, kept);
+    }
+    return kept;
+  }
+
+  /** The answer that runs in a kept chat, whichever device asked for it. */
+  private async runningElsewhere(chatId: string): Promise<Message | undefined> {
+    const current = await this.keptChat(chatId)?.running();
+    // A turn ends a moment after its message; what ended here before is shown already.
+    if (!current || this.client.session.messages.get(current)?.ended) return undefined;
+    return this.client.attach(current).message;
   }
 
   /** The newest message of a chat that has not ended, also one that an earlier life of the page asked for. */
@@ -252,81 +312,4 @@ function* available(call: ToolCall): Generator<UIMessageChunk> {
     const errorText = "the model wrote arguments that are not JSON";
     yield { type: "tool-input-error", toolCallId, toolName, input: called?.arguments, errorText };
   }
-}
-
-/** The parts of a message that stand: without steps that were taken back because another attempt started over. */
-export function visibleParts<MESSAGE extends Pick<UIMessage, "parts">>(message: MESSAGE): MESSAGE["parts"] {
-  return stepsOf(message.parts)
-    .filter((step) => !step.some(isMark))
-    .flat() as MESSAGE["parts"];
-}
-
-type Part = UIMessage["parts"][number];
-
-function stepsOf(parts: Part[]): Part[][] {
-  const steps: Part[][] = [[]];
-  for (const part of parts) {
-    if (part.type === "step-start") steps.push([]);
-    steps.at(-1)?.push(part);
-  }
-  return steps.filter((step) => step.length > 0);
-}
-
-function isMark(part: Part): boolean {
-  return part.type === "text" && part.providerMetadata?.tidewire?.withdrawn === true;
-}
-
-/** The SDK's messages in the chat-completions format: one entry per step, with the results of its tools behind it. */
-export function chatMessages(messages: UIMessage[]): ChatMessage[] {
-  return messages.flatMap((message) => {
-    if (message.role !== "assistant") {
-      const content = contentOf(message.parts);
-      return content.length > 0 ? [{ role: message.role, content }] : [];
-    }
-    return stepsOf(visibleParts(message)).flatMap(assistantStep);
-  });
-}
-
-function contentOf(parts: Part[]): string | Record<string, unknown>[] {
-  if (!parts.some((part) => part.type === "file")) return textOf(parts);
-  return parts.flatMap((part): Record<string, unknown>[] => {
-    if (part.type === "text") return [{ type: "text", text: part.text }];
-    if (part.type !== "file") return [];
-    if (part.mediaType.startsWith("image/")) return [{ type: "image_url", image_url: { url: part.url } }];
-    return [{ type: "file", file: { filename: part.filename ?? "file", file_data: part.url } }];
-  });
-}
-
-function textOf(parts: Part[]): string {
-  return parts.map((part) => (part.type === "text" ? part.text : "")).join("");
-}
-
-interface ToolPart {
-  toolCallId: string;
-  toolName?: string;
-  state: string;
-  input?: unknown;
-  rawInput?: unknown;
-  output?: unknown;
-  errorText?: string;
-}
-
-function assistantStep(parts: Part[]): ChatMessage[] {
-  const tools = parts.filter((part) => part.type === "dynamic-tool" || part.type.startsWith("tool-"));
-  const calls: Record<string, unknown>[] = [];
-  const results: ChatMessage[] = [];
-  for (const part of tools) {
-    const tool = part as unknown as ToolPart;
-    if (tool.state === "input-streaming") continue;
-    const name = tool.toolName ?? part.type.slice("tool-".length);
-    const written = typeof tool.rawInput === "string" ? tool.rawInput : JSON.stringify(tool.input ?? {});
-    calls.push({ id: tool.toolCallId, type: "function", function: { name, arguments: written } });
-    const output = tool.state === "output-available" ? tool.output : (tool.errorText ?? undefined);
-    if (output === undefined) continue;
-    const content = typeof output === "string" ? output : JSON.stringify(output);
-    results.push({ role: "tool", tool_call_id: tool.toolCallId, content });
-  }
-  const content = textOf(parts);
-  if (!content && calls.length === 0) return [];
-  return [{ role: "assistant", content: content || null, ...(calls.length > 0 && { tool_calls: calls }) }, ...results];
 }
