@@ -27,6 +27,8 @@ MAX_RESUMES_PER_HELLO: Final = 256
 MessageId = Annotated[str, Field(pattern=ID_PATTERN, description="Chosen by the client; UUIDv7 recommended.")]
 Seq = Annotated[int, Field(ge=0, le=MAX_SAFE_INTEGER, description="Number of a journal event; 0 = before the first.")]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
+DEFAULT_ROUTE: Final = "default"
+"""The route of a request that names none."""
 State = Literal["admitting", "queued", "streaming", "done", "failed", "cancelled"]
 EndState = Literal["done", "failed", "cancelled"]
 END_STATES: Final = frozenset({"done", "failed", "cancelled"})
@@ -172,7 +174,7 @@ class Send(Frame):
 
     type: Literal["send"]
     id: MessageId
-    model: Name = "default"
+    model: Name = DEFAULT_ROUTE
     messages: list[ChatMessage] | None = None
     conversation: MessageId | None = None
     input: str | list[dict[str, Any]] | ChatMessage | list[ChatMessage] | None = None

@@ -25,6 +25,9 @@ from redis.exceptions import RedisError, ResponseError
 from server.access.credentials import target_specs
 from server.access.jwks import usable_keys
 from server.config import ConfigError, Settings, demo_settings, load
+from server.ledger.errors import LedgerUnavailable
+from server.ledger.migrations import HEAD
+from server.ledger.shelf import MEMORY_URLS
 from server.prompts.check import check as check_versions
 from server.prompts.registry import BadRegistry
 from server.prompts.service import Prompts
@@ -47,6 +50,8 @@ CHECK_SECONDS: Final = 30.0
 """Time-out for one target, start of its process included."""
 ASK_SECONDS: Final = 3.0
 """Time-out for one question to Redis or to a web server."""
+LEDGER_SECONDS: Final = 10.0
+"""Time-out for the ledger's database."""
 PINGS: Final = 20
 SLOW_PING_MS: Final = 5.0
 """A round trip to Redis is part of every first token."""
@@ -95,6 +100,7 @@ async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Findi
             ("redis", check_redis(settings, environ)),
             ("keys", check_jwks(settings)),
             ("targets", check_targets(settings, environ)),
+            ("ledger", check_ledger(settings)),
         )
     ]
     source = str(config) if config is not None else "of the demo"
@@ -110,6 +116,7 @@ async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Findi
         *check_limits(),
         *check_folders(settings),
         *check_prompts(settings),
+        *check_jobs(settings),
         *(finding for result in results for finding in result),
     ]
 
@@ -175,9 +182,77 @@ def check_prompts(settings: Settings) -> list[Finding]:
     remedy = "`tidewire prompts check` tells more"
     if problems := check_versions(registry):
         return [Finding("prompts", "warn", str(problem), remedy) for problem in problems]
+    if astray := _hints_astray(prompts, settings):
+        return astray
     count = sum(map(len, registry.released.values()))
     drafts = sum(map(len, registry.drafts.values()))
     return [Finding("prompts", "ok", f"{registry.folder}: {count} released versions, {drafts} drafts")]
+
+
+def _hints_astray(prompts: Prompts, settings: Settings) -> list[Finding]:
+    """Prompts on offer whose `options.model` is no route of this server."""
+    offered = [prompt for name in prompts.registry.released for prompt in prompts.offered(name)]
+    wanted = {prompt.id: prompt.declared.options.model for prompt in offered}
+    return [
+        Finding(
+            "prompts", "warn", f"{name}: there is no route {route!r}, so `default` answers", f"add [routes.{route}]"
+        )
+        for name, route in wanted.items()
+        if route is not None and route not in settings.routes
+    ]
+
+
+def check_jobs(settings: Settings) -> list[Finding]:
+    """Whether anybody runs the items of jobs, and where webhooks may go."""
+    jobs, findings = settings.jobs, []
+    if not jobs.concurrency:
+        remedy = "give another process a jobs.concurrency above 0, or jobs stay queued"
+        findings.append(Finding("jobs", "warn", "processes with this configuration run no items", remedy))
+    else:
+        findings.append(Finding("jobs", "ok", f"at most {jobs.concurrency} items at once in each process"))
+    tenants = [tenant.webhook_secret_env or tenant.webhook_secret_file for tenant in settings.tenants.values()]
+    if not any((jobs.webhook_secret_env, jobs.webhook_secret_file, *tenants)):
+        findings.append(Finding("webhooks", "ok", "none: jobs.webhook_secret_env is not set"))
+    elif jobs.webhook_private:
+        remedy = "leave out jobs.webhook_private, unless only people you trust may make jobs"
+        findings.append(Finding("webhooks", "warn", "clients may have this server call private addresses", remedy))
+    else:
+        findings.append(Finding("webhooks", "ok", "signed; https and public addresses only"))
+    return findings
+
+
+async def check_ledger(settings: Settings) -> list[Finding]:
+    """Whether the ledger's database answers, and which schema it has. Nothing is made or changed."""
+    try:
+        async with asyncio.timeout(LEDGER_SECONDS):
+            return [await asyncio.to_thread(_look_at_ledger, settings.ledger.url)]
+    except (LedgerUnavailable, TimeoutError) as error:
+        remedy = "check ledger.url, and that the database runs; meanwhile usage records wait in Redis"
+        return [Finding("ledger", "fail", str(error) or "no answer", remedy)]
+
+
+def _look_at_ledger(url: str) -> Finding:
+    """Raises `LedgerUnavailable`."""
+    if url in MEMORY_URLS:
+        remedy = "give ledger.url a path or a postgresql:// URL"
+        return Finding("ledger", "warn", "in memory: usage records are lost when the process ends", remedy)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return Finding("ledger", "ok", "SQLite: a new file, made at the first start")
+    from server.ledger.database import engine_of, version_of, writing  # they load SQLAlchemy
+
+    engine = engine_of(url)
+    try:
+        with writing(engine) as connection:
+            kind, version = engine.dialect.name, version_of(connection)
+    finally:
+        engine.dispose()
+    if version is None:
+        return Finding("ledger", "ok", f"{kind}: empty; the table is made at the first start")
+    if version > HEAD:
+        remedy = "run the version of Tidewire that wrote it, or a newer one"
+        return Finding("ledger", "fail", f"{kind}: schema {version} is newer than this version's {HEAD}", remedy)
+    behind = "" if version == HEAD else f"; the next start brings it to {HEAD}"
+    return Finding("ledger", "ok", f"{kind}: schema {version}{behind}")
 
 
 async def check_port(settings: Settings) -> list[Finding]:

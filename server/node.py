@@ -41,6 +41,7 @@ from server.overview.samples import Recorder
 from server.prompts import rollout
 from server.prompts.rollout import Rollouts
 from server.prompts.service import Prompts
+from server.prompts.watch import Watch as PromptWatch
 from server.quotas import scripts as quota_scripts
 from server.quotas.limits import Policies
 from server.quotas.service import Quotas
@@ -120,6 +121,7 @@ class Node:
         if self.demo is not None:
             self.demo.serves = lambda session: any(mine.id == session for mine in self.sessions)
         self.prompts = Prompts.of(settings)
+        self.prompt_watch = PromptWatch(self.prompts)
         self._specs = target_specs(settings, environ)
         self._upstreams = Parts.of(parts.upstreams)
         self._drivers: list[Driver] = []
@@ -141,6 +143,7 @@ class Node:
         self.rollouts = Rollouts(self.store, self.prompts.shares)
         self.hub.listen(PROMPT_CHANNEL, lambda _: self.rollouts.wake())
         await self.rollouts.start()
+        self.prompt_watch.start()
         self.journal = Journal(self.store)
         self.replicas = Replicas(self.store)
         await self.replicas.start()
@@ -322,6 +325,7 @@ class Node:
         await self.messages.close()
         await self.keeper.close()
         await self.conversations.close()
+        await self.prompt_watch.close()
         await self.rollouts.close()
         await self.quotas.close()
         await self.ledger.close()

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.frames import ID_PATTERN, MAX_SAFE_INTEGER, ChatMessage, MessageId, Name, PromptRef, PromptUsed
+from protocol.frames import (
+    DEFAULT_ROUTE,
+    ID_PATTERN,
+    MAX_SAFE_INTEGER,
+    ChatMessage,
+    MessageId,
+    Name,
+    PromptRef,
+    PromptUsed,
+)
 from server.messages.origin import MAX_TAGS, TAG_CHARACTERS, TAG_NAME_CHARACTERS
 
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -50,7 +59,7 @@ class ChatCompletionRequest(Body):
     """OpenAI's request. `model` is a route. What this server can't honour is an error, never silently dropped;
     fields that only steer the provider's own books (`user`, `store`, …) are accepted and have no effect."""
 
-    model: Name = "default"
+    model: Name = DEFAULT_ROUTE
     messages: list[ChatMessage] | None = None
     """Needed unless there is a `prompt`, or the `parent` is to be answered again."""
     prompt: PromptRef | None = None
@@ -299,7 +308,7 @@ class ConversationChange(Body):
 class TitleRequest(Body):
     """How a title is to be made."""
 
-    model: Name = "default"
+    model: Name = DEFAULT_ROUTE
     """The route that makes it."""
 
 

@@ -55,7 +55,7 @@ async def create(api: Api, request: Request) -> Response:
     above = TraceContext.of(request.headers.get(TRACEPARENT))
     origin = HTTP if above is None else replace(HTTP, traceparent=above.header)
     found, details = await ask(api.messages, who, to_send(body, send_id), origin, time.time)
-    head = Head(found.id, int(details.created), body.model)
+    head = Head(found.id, int(details.created), details.model)
     if not body.stream:
         return WholeAnswer(api.messages, found, head)
     options = body.stream_options

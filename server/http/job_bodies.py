@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from protocol.codec import JSON, DecodeError
 from protocol.errors import ProtocolError
-from protocol.frames import Send
+from protocol.frames import DEFAULT_ROUTE, Send
 from server.http import bodies
 from server.http.completions import CAPS
 from server.http.errors import BadRequest
@@ -55,6 +55,11 @@ class Intake:
     _count: int = 0
     _sha: Any = field(default_factory=hashlib.sha256)
 
+    def check_model(self, send: Send) -> None:
+        """Raises `ProtocolError("model_not_found")`. Where none is named, the prompt may have one."""
+        if send.model not in self.models and not (send.prompt is not None and send.model == DEFAULT_ROUTE):
+            raise ProtocolError("model_not_found", f"there is no model {send.model!r}")
+
     async def take(self, number: int, make: Callable[[], tuple[JobInput, str | None]]) -> None:
         """Take one item; what is wrong with it is noted, and told at the end together with the rest."""
         self._count += 1
@@ -66,8 +71,7 @@ class Intake:
             item, name = make()
             send = to_send(item)
             tags_of(send.metadata)
-            if send.model not in self.models:
-                raise ProtocolError("model_not_found", f"there is no model {send.model!r}")
+            self.check_model(send)
             if name is not None and name in self._names:
                 raise BadRequest(f"`custom_id`: {name!r} was used before in this job", "custom_id")
         except ProtocolError as error:
@@ -229,8 +233,7 @@ async def _take_object(intake: Intake, start: bytes, pieces: AsyncGenerator[byte
         one = bodies.checked(SingleJob, value)
         intake.webhook = one.webhook_url or intake.webhook
         send = to_send(one)  # an error of the one item is the job's own
-        if send.model not in intake.models:
-            raise ProtocolError("model_not_found", f"there is no model {send.model!r}")
+        intake.check_model(send)
         await intake.take(0, lambda: (one, one.custom_id))
         return
     batch = bodies.checked(BatchJob, value)

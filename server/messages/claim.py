@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from protocol.frames import DEFAULT_ROUTE
 from server.ledger.record import Account
 from server.messages import request as asked
 from server.messages.origin import Origin
@@ -107,7 +108,7 @@ def account_of(
         origin.tier,
         origin.door,
         origin.id,
-        request.get("model", "default"),
+        request.get("model", DEFAULT_ROUTE),
         request.get("conversation"),
         None if prompt is None else f"{prompt['name']}@{prompt['version']}",
         origin.tags,

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import structlog
 
+from protocol.frames import DEFAULT_ROUTE
 from server.messages import request as asked
 from server.messages.answer import Answer, error_of
 from server.messages.claim import Claim
@@ -100,7 +101,7 @@ class Running:
         if self.life.stop_requested and claim.attempts:
             self.life.state = State.STREAMING
             return answer.cancelled()
-        name = claim.request.get("model", "default")
+        name = claim.request.get("model", DEFAULT_ROUTE)
         route = self.means.routes.get(name)
         if route is None:  # adopted from a node with another configuration
             return answer.failed(GiveUp("model_not_found", f"there is no model {name!r} here", "permanent"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from protocol.errors import ProtocolError
-from protocol.frames import Send
+from protocol.frames import DEFAULT_ROUTE, Send
 from server.access.identity import Principal
 from server.messages import request as asked
 from server.messages.place import Place
@@ -39,7 +39,11 @@ class Prompted:
                 return asked.stored(send)
             user = user_tag(who.tenant, who.kind, who.user)
             stands = await self._stands(user, send.conversation, wanted.name)
-            return asked.cleaned(self.prompts.resolve(wanted, user, stands).apply(asked.stored(send)))
+            resolved = self.prompts.resolve(wanted, user, stands)
+            request = resolved.apply(asked.stored(send))
+            if send.model == DEFAULT_ROUTE and (route := self.prompts.route_of(resolved.prompt)) is not None:
+                request["model"] = route
+            return asked.cleaned(request)
         except ProtocolError as refusal:
             return refusal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from protocol.errors import ProtocolError
+from protocol.frames import DEFAULT_ROUTE
 from server.messages import request as asked
 from server.messages.conversation import TooLong, count_tokens, room_of, trim
 from server.messages.journal import JournalLost, Verdict
@@ -32,7 +33,7 @@ class Question:
         """Read what is to be answered, now that it is this message's turn. Raises `JournalLost`."""
         claim = self.life.claim
         assert claim.place is not None
-        route = self.means.routes[claim.request.get("model", "default")]
+        route = self.means.routes[claim.request.get("model", DEFAULT_ROUTE)]
         self._history = await self.means.conversations.history(
             claim.place, claim.id, claim.fence, claim.keys, max(1, self._largest_room(route))
         )

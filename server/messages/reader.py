@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgpack
 import orjson
 
-from protocol.frames import END_STATES
+from protocol.frames import DEFAULT_ROUTE, END_STATES
 from server.messages.events import (
     ATTEMPT,
     CALLS,
@@ -105,7 +105,7 @@ class Reader:
         made: list[dict[str, Any]] = msgpack.unpackb(records) if records else []
         if not record.ended:
             made += await self._open_attempts(keys, made, int(attempts or 0), seconds)
-        route = model.decode() if model else "default"
+        route = model.decode() if model else DEFAULT_ROUTE
         used = None if prompt is None else orjson.loads(prompt)
         return Details(record, float(created), route, retry == b"1", int(run or 1), made, used)
 

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from protocol.errors import ProtocolError
-from protocol.frames import END_STATES, Send
+from protocol.frames import DEFAULT_ROUTE, END_STATES, Send
 from server.access.identity import Principal
 from server.messages import request as asked
 from server.messages.claim import Claim
@@ -89,6 +89,14 @@ class Wish:
         """Tag of the user."""
         return user_tag(self.who.tenant, self.who.kind, self.who.user)
 
+    @property
+    def route(self) -> str:
+        """The route that answers: the one asked for, or the one that the prompt would have."""
+        if isinstance(self.request, ProtocolError):
+            return self.send.model
+        route: str = self.request.get("model", DEFAULT_ROUTE)
+        return route
+
 
 class Messages:
     """Every message that this process runs, and the way to all others."""
@@ -100,10 +108,10 @@ class Messages:
         keeper: Keeper,
         node: str,
         chance: random.Random,
-        prompts: Prompts | None = None,
+        prompts: Prompts,
     ) -> None:
         self.means = means
-        self.prompts = prompts or Prompts()
+        self.prompts = prompts
         self._prompted = Prompted(means.store, self.prompts)
         self.reader = reader
         self.keeper = keeper
@@ -128,7 +136,6 @@ class Messages:
         `ProtocolError`: `invalid_frame` (metadata, prompt), `model_not_found`, `prompt_not_found`,
         `idempotency_mismatch`, `store_unavailable`, `draining`, or why its admission was refused.
         """
-        self._check_route(send.model)
         check_format(send.response_format)
         told = traceparent_of(send.metadata) or origin.traceparent
         origin = replace(origin, tags=tags_of(send.metadata), tier=who.tier, traceparent=told)
@@ -136,6 +143,7 @@ class Messages:
         keys = MessageKeys.of(tag)
         try:
             wish = Wish(who, send, origin, await self._prompted.request(who, send, of_route), tag, keys)
+            self._check_route(wish.route)
             if send.conversation is not None:
                 await self.means.conversations.check(who, send, self._room(wish))
             found = await self._ask(wish)
@@ -154,7 +162,7 @@ class Messages:
 
     def _room(self, wish: Wish) -> int:
         """How many tokens of input the largest target of the route takes beside the prompt."""
-        targets = (self.means.targets[name] for name in self.means.routes[wish.send.model].targets)
+        targets = (self.means.targets[name] for name in self.means.routes[wish.route].targets)
         request: asked.Request = {} if isinstance(wish.request, ProtocolError) else wish.request
         room = max(room_of(target.context_tokens, request.get("max_output_tokens")) for target in targets)
         return max(0, room - sum(map(count_tokens, chain(*prompted.around(request)))))
@@ -370,7 +378,7 @@ def _record_of(wish: Wish, generation: bytes) -> list[Any]:
     fields: list[Any] = [
         "req", asked.pack(wish.request),
         "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
-        "model", send.model, "gen", generation,
+        "model", wish.route, "gen", generation,
         "created", repr(time.time()), "origin", wish.origin.pack(),
     ]  # fmt: skip
     if send.conversation is not None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from protocol.frames import MAX_SAFE_INTEGER
+from protocol.frames import MAX_SAFE_INTEGER, Name
 from server.prompts.template import BadTemplate, CannotRender, Text
 from server.prompts.variables import NAME_PATTERN, Part, Variable
 from server.prompts.version import Version
@@ -97,6 +97,8 @@ class Output(Part):
 class Options(Part):
     """Model hints: what a request is sent with that names no value of its own."""
 
+    model: Name | None = None
+    """The route that answers where the request names none."""
     max_output_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -162,8 +164,8 @@ class Prompt:
         return Filled(*sides)
 
     def options(self) -> Map:
-        """Model hints, tools and form of the answer as fields of a request."""
-        options = self.declared.options.model_dump(exclude_none=True)
+        """Model hints (but the route), tools and form of the answer as fields of a request."""
+        options = self.declared.options.model_dump(exclude_none=True, exclude={"model"})
         if self.declared.tools:
             options["tools"] = [tool.as_chat() for tool in self.declared.tools]
         if self.declared.output is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from protocol.errors import ProtocolError
-from protocol.frames import PromptRef
+from protocol.frames import DEFAULT_ROUTE, PromptRef
 from server.config import Settings
 from server.prompts.prompt import Prompt
 from server.prompts.registry import BadRegistry, Registry
@@ -40,20 +41,43 @@ class Prompts:
     """See the module."""
 
     def __init__(
-        self, registry: Registry | None = None, routes: Mapping[str, Wanted] | None = None, shares: Shares | None = None
+        self,
+        registry: Registry | None = None,
+        routes: Mapping[str, str | None] | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.registry = registry or Registry()
-        self.routes = routes or {}
+        """Replaced as a whole when the folder is read again."""
         self.shares = shares or Shares()
+        self._given = {name: text for name, text in (routes or {}).items() if text is not None}
+        self._names = frozenset(routes or {})
+        self.routes = {name: of_route(text) for name, text in self._given.items()}
+        """The prompts that routes demand."""
 
     @classmethod
     def of(cls, settings: Settings) -> Prompts:
         """What `prompts.dir` holds, and the prompts of the routes. Raises `BadRegistry`."""
-        registry = Registry.load(settings.prompts.dir)
-        given = {name: route.prompt for name, route in settings.routes.items() if route.prompt is not None}
-        if problems := route_problems(registry, given):
-            raise BadRegistry(problems)
-        return cls(registry, {name: of_route(text) for name, text in given.items()})
+        given = {name: route.prompt for name, route in settings.routes.items()}
+        return cls(_read(settings.prompts.dir, {n: text for n, text in given.items() if text is not None}), given)
+
+    def read_again(self) -> list[str]:
+        """Take the folder as it is now: the versions that are new, `name@version`. From any thread.
+
+        Raises `BadRegistry`; then nothing changes.
+        """
+        registry = _read(self.registry.folder, self._given)
+        known = {prompt.id for prompts in self.registry.released.values() for prompt in prompts}
+        self.registry = registry
+        return sorted({prompt.id for prompts in registry.released.values() for prompt in prompts} - known)
+
+    def route_of(self, prompt: Prompt) -> str | None:
+        """The route that a prompt would have answer where the request names none; None if it cannot have its wish.
+
+        A hint, no demand: a route that this server does not have is passed over, and so is every hint where one of the
+        two routes has a prompt of its own.
+        """
+        hint = prompt.declared.options.model
+        return hint if hint in self._names and not self.routes.keys() & {hint, DEFAULT_ROUTE} else None
 
     def wanted(self, route: str, ref: PromptRef | None) -> Wanted | None:
         """What a request wants: its own `prompt`, its route's, or the route's with the request's range and variables.
@@ -117,6 +141,13 @@ class Prompts:
     def has(self, prompt: str, version: str) -> bool:
         """Whether this node has that version: while a new one is deployed, some nodes don't."""
         return any(str(one.version) == version for one in self.registry.released.get(prompt, ()))
+
+
+def _read(folder: Path | None, routes: Mapping[str, str]) -> Registry:
+    registry = Registry.load(folder)
+    if problems := route_problems(registry, routes):
+        raise BadRegistry(problems)
+    return registry
 
 
 def route_problems(registry: Registry, routes: Mapping[str, str]) -> list[str]:

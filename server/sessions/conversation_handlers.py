@@ -10,7 +10,7 @@ import orjson
 import structlog
 
 from protocol.errors import ProtocolError
-from protocol.frames import ConversationRequest, History, Subscribe, Unsubscribe
+from protocol.frames import DEFAULT_ROUTE, ConversationRequest, History, Subscribe, Unsubscribe
 from server.messages.conversation import Entry
 from server.messages.conversations import Conversations
 from server.messages.origin import Origin
@@ -322,7 +322,7 @@ async def _change(session: Session, frame: ConversationRequest) -> Frame:
 async def _title(session: Session, frame: ConversationRequest) -> Frame:
     session.check_not_expired()
     origin = Origin("ws", session.id)
-    model = frame.model or "default"
+    model = frame.model or DEFAULT_ROUTE
     title = await make_title(session.messages, session.principal, _place(session, frame), model, origin)
     return {"title": title}
 

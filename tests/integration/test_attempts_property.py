@@ -32,6 +32,7 @@ from server.messages.means import Means, Target
 from server.messages.origin import Origin
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.prompts.service import Prompts
 from server.routing.attempts import Route
 from server.routing.gate import Held, Ticket
 from server.store.keys import MessageKeys, control_channel, message_tag
@@ -218,7 +219,7 @@ class Bench:
             conversations=Conversations(self.store, self.hub, self.reader, {}, 60.0, 60.0),
         )
         keeper = Keeper(means, self.reader, "n", Times(60.0, 60.0), random.Random(1))
-        messages = Messages(means, self.reader, keeper, "n", random.Random(2))
+        messages = Messages(means, self.reader, keeper, "n", random.Random(2), Prompts())
         message_id = f"m{next(NUMBERS)}"
         tag = message_tag(WHO.tenant, WHO.kind, WHO.user, message_id)
         world.stop = lambda: keeper.running[tag].cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from server.doctor import Finding, examine
 from server.routing.breaker import Condition, State
 from server.routing.shared_breaker import pack
 from server.store.keys import breaker
+from tests.prompt_files import plain, put
 from tests.servers import RedisServer, free_port
 
 CONFIG = """
@@ -30,16 +32,23 @@ base_url = "{upstream}"
 [routes.default]
 targets = ["a"]
 [ledger]
-url = "sqlite:///ledger.db"
+url = "{ledger}"
 """
 
 
 async def report(
-    tmp_path: Path, redis: str, upstream: str = "http://127.0.0.1:9/v1", port: int = 0
+    tmp_path: Path,
+    redis: str,
+    upstream: str = "http://127.0.0.1:9/v1",
+    port: int = 0,
+    ledger: str | None = None,
+    more: str = "",
+    **environ: str,
 ) -> dict[str, Finding]:
     file = tmp_path / "tidewire.toml"
-    file.write_text(CONFIG.format(redis=redis, upstream=upstream, port=port or free_port()))
-    return {finding.what: finding for finding in await examine(file, {"HOME": str(tmp_path)})}
+    url = ledger or f"sqlite:///{tmp_path}/ledger.db"
+    file.write_text(CONFIG.format(redis=redis, upstream=upstream, port=port or free_port(), ledger=url) + more)
+    return {finding.what: finding for finding in await examine(file, {"HOME": str(tmp_path), **environ})}
 
 
 async def test_all_is_well(tmp_path: Path, redis_url: str) -> None:
@@ -114,3 +123,36 @@ async def test_target_states_are_those_that_the_nodes_share(tmp_path: Path, redi
     assert finding.status == "warn"
     assert finding.message.startswith("open (unauthorized), opened 2 times in a row; tried again in ")
     assert "api_key_env" in finding.remedy
+
+
+async def test_a_ledger_that_cannot_be_used(tmp_path: Path, redis_url: str) -> None:
+    away = await report(tmp_path, redis_url, ledger=f"postgresql://nobody@127.0.0.1:{free_port()}/none")
+    assert away["ledger"].status == "fail"
+    assert "ledger.url" in away["ledger"].remedy
+    (tmp_path / "no.db").write_text("this is no database, and longer than the header of one would be " * 20)
+    assert (await report(tmp_path, redis_url, ledger=f"sqlite:///{tmp_path}/no.db"))["ledger"].status == "fail"
+    assert (await report(tmp_path, redis_url, ledger="sqlite:///:memory:"))["ledger"].status == "warn"
+
+
+async def test_jobs_and_webhooks(tmp_path: Path, redis_url: str) -> None:
+    found = await report(tmp_path, redis_url)
+    assert (found["jobs"].status, found["webhooks"].message) == (
+        "ok",
+        "none: jobs.webhook_secret_env is not set",
+    )
+    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
+    signed = '[jobs]\nwebhook_secret_env = "HOOK"\n'
+    found = await report(tmp_path, redis_url, more=signed, HOOK=secret)
+    assert (found["webhooks"].status, "https" in found["webhooks"].message) == ("ok", True)
+    found = await report(tmp_path, redis_url, more=signed + "webhook_private = true\nconcurrency = 0\n", HOOK=secret)
+    assert {found["jobs"].status, found["webhooks"].status} == {"warn"}
+    found = await report(tmp_path, redis_url, more=signed)
+    assert found["jobs.webhook_secret_env"].status == "fail"
+
+
+async def test_a_prompt_that_asks_for_a_route_that_is_not_there(tmp_path: Path, redis_url: str) -> None:
+    folder = tmp_path / "prompts"
+    put(folder, "quick", "1.0.0", plain("Be quick.", "[options]\nmodel = 'fast'"))
+    found = await report(tmp_path, redis_url, more=f'[prompts]\ndir = "{folder}"\n')
+    assert (found["prompts"].status, "quick@1.0.0" in found["prompts"].message) == ("warn", True)
+    assert "[routes.fast]" in found["prompts"].remedy

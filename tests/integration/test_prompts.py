@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 import pytest
 import redis.asyncio
+from structlog.testing import capture_logs
 
 from server.access.identity import ANONYMOUS_TENANT, ANONYMOUS_USER
 from server.config import Settings, demo_settings
@@ -24,7 +25,7 @@ from server.store.keys import MessageKeys, message_tag
 from tests.nodes import RunningNode, running_node, settings_for
 from tests.prompt_files import plain, put, support
 from tests.upstreams.scripted import ScriptedUpstream, serving
-from tests.wire import CODECS, View, Wire, wire
+from tests.wire import CODECS, View, Wire, eventually, wire
 
 Frame = dict[str, Any]
 USER = {"role": "user", "content": "script tokens=3"}
@@ -308,6 +309,62 @@ async def test_a_route_has_a_prompt_of_its_own(here: Place) -> None:
         "You work for Bob.",
         "You serve Acme.",
     ]
+
+
+async def test_a_prompt_names_the_route_that_answers_where_the_request_names_none(here: Place) -> None:
+    put(here.folder, "quick", "1.0.0", plain("Be quick.", "[options]\nmodel = 'fast'"))
+    put(here.folder, "astray", "1.0.0", plain("Be there.", "[options]\nmodel = 'nowhere'"))
+    put(here.folder, "bound", "1.0.0", plain("Be bound.", "[options]\nmodel = 'fixed'"))
+    target = {"driver": "openai", "base_url": f"{here.upstream.url}/v1", "model": "swift"}
+    more = {
+        "targets": {"swift": target},
+        "routes": {
+            "fast": {"targets": ["swift"]},
+            "fixed": {"targets": ["swift"], "prompt": "support"},
+            "default": {"targets": ["scripted"]},
+        },
+        "prompts": {"dir": str(here.folder)},
+    }
+    async with client_of(settings_for(here.redis_url, here.upstream.url, more)) as (node, client):
+        await ask(client, "m1", {"name": "quick"})
+        await ask(client, "m3", {"name": "astray"})
+        await ask(client, "m4", {"name": "bound"})
+        url = f"{node.http}/v1/messages/m1"
+        async with aiohttp.ClientSession() as http, http.get(url) as answer:
+            assert (await answer.json())["model"] == "fast"
+    assert [body["model"] for body in here.upstream.bodies] == ["swift", "scripted", "scripted"]
+
+
+async def test_without_a_default_route_the_prompt_may_still_have_one(here: Place) -> None:
+    put(here.folder, "quick", "1.0.0", plain("Be quick.", "[options]\nmodel = 'scripted-too'"))
+    more = {"routes": {"scripted-too": {"targets": ["scripted"]}}, "prompts": {"dir": str(here.folder)}}
+    settings = settings_for(here.redis_url, here.upstream.url, more)
+    del settings.routes["default"]
+    async with client_of(settings) as (_, client):
+        await ask(client, "m1", {"name": "quick"})
+        assert (await refused(client, "m2", TEA))["code"] == "model_not_found"
+
+
+# --- what is released while a node serves ----------------------------------------------------------------------------
+
+
+async def test_what_is_released_reaches_a_running_node_and_what_is_broken_changes_nothing(here: Place) -> None:
+    async with client_of(here.settings) as (node, client):
+        prompts = node.node.prompts
+        assert version_of(await ask(client, "m1", {**TEA, "version": "^1"})) == "1.0.0"
+        put(here.folder, "support", "1.1.0", support("You now help with"))
+        await eventually(lambda: len(prompts.registry.released["support"]) == 2)
+        assert version_of(await ask(client, "m2", {**TEA, "version": "^1"})) == "1.1.0"
+        path = put(here.folder, "support", "1.2.0", support("You still help with"))
+        await eventually(lambda: len(prompts.registry.released["support"]) == 3)
+        path.write_text(support("Changed"))
+        put(here.folder, "support", "1.3.0", support("You help again with"))
+        with capture_logs() as logs:
+            await eventually(lambda: any(entry["event"] == "prompts_not_read" for entry in logs))
+        assert version_of(await ask(client, "m3", {**TEA, "version": "^1"})) == "1.2.0"
+        path.write_text(support("You still help with"))  # mended: it is looked at again, though the lock is as it was
+        await eventually(lambda: len(prompts.registry.released["support"]) == 4)
+        assert version_of(await ask(client, "m4", {**TEA, "version": "^1"})) == "1.3.0"
 
 
 # --- over HTTP -------------------------------------------------------------------------------------------------------

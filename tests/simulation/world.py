@@ -27,6 +27,7 @@ from server.messages.means import Means, Target
 from server.messages.ownership import Ownership
 from server.messages.reader import Reader
 from server.messages.service import Messages
+from server.prompts.service import Prompts
 from server.quotas import scripts as quota_scripts
 from server.quotas.base import Payer
 from server.quotas.limits import Limits, Policy
@@ -204,7 +205,7 @@ class SimNode:
         )
         chance = random.Random(f"{schedule.seed} {self.id}")
         self.keeper = Keeper(means, reader, self.id, Times(schedule.retention_seconds, 3600.0), chance)
-        self.messages = Messages(means, reader, self.keeper, self.id, chance)
+        self.messages = Messages(means, reader, self.keeper, self.id, chance, Prompts())
         self.messages.start()
         self.ownership = Ownership(store, self.id, schedule.takeover_seconds, self.keeper.adopt)
         self.ownership.reconcile = self.keeper.reconcile
