@@ -40,6 +40,11 @@ PINNED_ROLES: Final = frozenset({"system", "developer"})
 
 Map = dict[str, Any]
 
+TOLD_OF_AN_END: Final = (
+    "finish_reason", "model", "target", "attempts", "usage", "cost_usd", "prompt", "text_bytes", "text_sha256", "error",
+)  # fmt: skip
+"""What an answer's entry keeps of the frame that ended it."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
@@ -349,9 +354,5 @@ def answer_body(text: str, calls: Sequence[Map], end: Map, created: float, parts
     if calls:
         message["tool_calls"] = [{key: value for key, value in call.items() if key != "index"} for call in calls]
     body: Map = {"message": by_reference(message, parts), "created": created}
-    for name in ("finish_reason", "model", "target", "usage", "text_bytes", "text_sha256"):
-        if end.get(name) is not None:
-            body[name] = end[name]
-    if "error" in end:
-        body["error"] = end["error"]
+    body.update({name: end[name] for name in TOLD_OF_AN_END if end.get(name) is not None})
     return body

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -54,10 +55,12 @@ class Chat:
         if not address.startswith(f"{self.url}/"):
             self.complaints.append(f"loaded from elsewhere: {address}")
 
-    def open(self) -> None:
-        """Load the page and wait until it is connected."""
-        self.page.goto(f"{self.url}/")
+    def open(self, chat: str | None = None) -> str:
+        """Load the page with a new chat, or this one, and wait until it is connected; the chat's id."""
+        chat = chat or uuid.uuid4().hex
+        self.page.goto(f"{self.url}/#chat={chat}")
         self.expect_connected()
+        return chat
 
     def ask(self, question: str) -> None:
         """Type a question and press Enter."""
@@ -79,11 +82,25 @@ class Chat:
         """What an answer shows."""
         return self.answer(number).get_by_test_id("answer-text").inner_text().strip()
 
-    def stored(self, number: int) -> str:
-        """The text that an ended answer was kept with, as it came from the server."""
-        key = f"tidewire.turn.{self.page.get_by_test_id('turn').nth(number).get_attribute('data-id')}"
-        turn = json.loads(self.page.evaluate("(key) => localStorage.getItem(key)", key))
-        return str(turn["answer"]["text"])
+    def copied(self, number: int) -> str:
+        """The text of an ended answer, as it came from the server: what its copy button gives."""
+        self.page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=self.url)
+        self.page.bring_to_front()
+        self.answer(number).get_by_test_id("copy").click()
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
+
+    def pane(self, number: int) -> Locator:
+        """One of the chats that stand side by side, counted from 0."""
+        return self.page.get_by_test_id("pane").nth(number)
+
+    def listed(self, chat: str) -> Locator:
+        """The row of a chat in the list."""
+        return self.page.locator(f"[data-testid=chat][data-id='{chat}']")
+
+    def press_in_list(self, chat: str, button: str) -> None:
+        """One of the buttons that a chat's row shows when it is pointed at: `beside`, `edit`, `trash`."""
+        self.listed(chat).hover()
+        self.listed(chat).get_by_test_id(f"chat-{button}").click()
 
     def expect_text(self, number: int) -> None:
         """Wait until an answer has begun."""
@@ -122,7 +139,8 @@ class Chat:
 class ScriptedServer:
     """Answers on the page's WebSocket in the test's stead of a server; `on_send` says what follows a question.
 
-    `sent` holds every frame of the page, over all its connections.
+    `sent` holds every frame of the page, over all its connections. Whatever is asked in a conversation is entered into
+    it at once, and only conversations that were asked in are known.
     """
 
     def __init__(self, page: Page, on_send: Callable[[ScriptedServer, Map], None], *, token: str | None = None) -> None:
@@ -130,6 +148,8 @@ class ScriptedServer:
         self._on_send = on_send
         self._token = token
         self._socket: WebSocketRoute | None = None
+        self._heads: dict[str, int] = {}
+        self._answers: dict[str, tuple[str, str]] = {}
         page.route_web_socket(SOCKET, self._connected)
 
     def say(self, *frames: Map) -> None:
@@ -159,6 +179,32 @@ class ScriptedServer:
                 "attempts": 1,
             },
         )
+        self.ended(message_id, "done")
+
+    def ended(self, message_id: str, state: str) -> None:
+        """Say in the conversation that an answer has ended."""
+        conversation, question = self._answers[message_id]
+        self._notice(conversation, {"id": message_id, "role": "assistant", "parent": question, "state": state})
+
+    def _notice(self, conversation: str, entry: Map) -> None:
+        self._heads[conversation] = self._heads.get(conversation, 0) + 1
+        self.say({"type": "message", "conversation": conversation, "seq": self._heads[conversation]} | entry)
+
+    def _asked(self, frame: Map) -> None:
+        conversation, message_id = frame["conversation"], frame["id"]
+        question = frame.get("parent") or f"e_{message_id}"
+        if message_id in self._answers:
+            question = self._answers[message_id][1]
+        elif "input" in frame:
+            question = f"e_{message_id}"
+            parent = next(
+                (key for key, (where, _) in reversed(self._answers.items()) if where == conversation),
+                None,
+            )
+            entry = {"id": question, "role": "user", "parent": parent, "state": "done", "content": frame["input"]}
+            self._notice(conversation, entry)
+        self._answers[message_id] = (conversation, question)
+        self._notice(conversation, {"id": message_id, "role": "assistant", "parent": question, "state": "running"})
 
     def _connected(self, socket: WebSocketRoute) -> None:
         self._socket = socket
@@ -171,9 +217,18 @@ class ScriptedServer:
             if frame["type"] == "hello":
                 self._greet(frame)
             elif frame["type"] == "send":
+                self._asked(frame)
                 self._on_send(self, frame)
+            elif frame["type"] == "history":
+                self._refuse(frame)
+            elif frame["type"] == "conversation" and frame["op"] == "list":
+                self.say({"type": "conversation", "op": "list", "conversations": []})
             elif frame["type"] == "ping":
                 self.say({"type": "pong", "nonce": frame["nonce"], "open": []})
+
+    def _refuse(self, history: Map) -> None:
+        error = {"code": "conversation_unknown", "class": "permanent", "status": 404, "message": "", "retryable": False}
+        self.say({"type": "error", "re": "history", "conversation": history["conversation"], "error": error})
 
     def _greet(self, hello: Map) -> None:
         assert self._socket is not None

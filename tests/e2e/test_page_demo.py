@@ -122,14 +122,17 @@ def test_a_second_device_finds_the_running_answer_and_ends_with_the_same(chat: C
     chat.ask(STORY)
     chat.expect_text(0)
     chat.page.get_by_test_id("device").click()
-    link = chat.page.get_by_test_id("device-link").get_attribute("href")
+    address = chat.page.get_by_test_id("device-link")
+    expect(address).to_have_attribute("href", re.compile("#chat="))
+    link = address.get_attribute("href")
     assert link is not None
+    chat.page.keyboard.press("Escape")
     with browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True) as context:
         device = Chat(context.new_page(), chat.url)
         device.page.goto(link)
         device.expect_whole(0)
         chat.expect_whole(0)
-        assert device.stored(0) == chat.stored(0)
+        assert device.copied(0) == chat.copied(0)
         assert device.complaints == []
 
 

@@ -1,6 +1,7 @@
 /** A plot over time as SVG: one line or several, a scale, the last value in words. */
 
 import { h, setText } from "../page/dom.ts";
+import { strings } from "../page/strings.ts";
 
 const NS = "http://www.w3.org/2000/svg";
 const WIDTH = 480;
@@ -8,6 +9,7 @@ const HEIGHT = 132;
 const LEFT = 40;
 const BOTTOM = 18;
 const TOP = 8;
+const text = strings.operator;
 
 export interface Line {
   name: string;
@@ -37,12 +39,12 @@ export class Plot {
       this.scale.push(label);
       this.svg.append(label);
     }
-    for (const [x, anchor, text] of [
-      [LEFT, "start", "−5 min"],
-      [WIDTH, "end", "now"],
+    for (const [x, anchor, name] of [
+      [LEFT, "start", text.from],
+      [WIDTH, "end", text.now],
     ] as const) {
       const label = make("text", { x, y: HEIGHT - 4, class: "plot-label", "text-anchor": anchor });
-      label.textContent = text;
+      label.textContent = name;
       this.svg.append(label);
     }
     this.areas = lines.map(({ kind }) => make("path", { class: `plot-area plot-${kind}` }));
@@ -76,8 +78,8 @@ export class Plot {
     });
     const now = values.map((row) => row.at(-2) ?? 0); // The last step is still being filled.
     setText(this.value, this.unit(now.reduce((sum, value) => sum + value, 0)));
-    const words = this.lines.map(({ name }, index) => `${name}: ${this.unit(now[index] ?? 0)}`);
-    this.svg.setAttribute("aria-label", `${this.title}. ${words.join(", ")}`);
+    const words = this.lines.map(({ name }, index) => text.line(name, this.unit(now[index] ?? 0)));
+    this.svg.setAttribute("aria-label", text.told(this.title, words));
   }
 }
 

@@ -1,23 +1,58 @@
 /** One question with its answer, on the page. */
 
 import type { ErrorBody, Message } from "../client/index.ts";
-import { h, icon, setText } from "./dom.ts";
+import { Chooser } from "./chooser.ts";
+import type { Conversation, Turn } from "./conversation.ts";
+import { action, h, icon, setText } from "./dom.ts";
 import { copyText, MarkdownView } from "./markdown.ts";
+import { QuestionView } from "./question.ts";
 import { strings } from "./strings.ts";
-import type { Answer, Turn } from "./turns.ts";
-import { answerOf } from "./turns.ts";
 
-export interface AnswerActions {
+export interface TurnActions {
   stop(turn: Turn): void;
+  /** Take an input back that waits for its turn. */
+  takeBack(turn: Turn, text: string): void;
   retry(turn: Turn): void;
-  askAgain(turn: Turn): void;
+  regenerate(turn: Turn): void;
+  edit(turn: Turn, text: string): void;
+  /** Show the branch that goes through this entry. */
+  choose(entry: string): void;
 }
 
-type Shown = "waiting" | "offline" | "queued" | "thinking" | "streaming" | "paused" | "resuming" | "stopping";
+/** What a turn is drawn from. */
+export interface TurnSource {
+  conversation: Conversation;
+  turn: Turn;
+  message: Message | undefined;
+  /** Whether frames can arrive. */
+  connected: boolean;
+  /** From asking to the first text, in milliseconds, if it was asked here. */
+  firstTokenMs: number | undefined;
+}
+
+type Shown =
+  | "waiting"
+  | "offline"
+  | "queued"
+  | "thinking"
+  | "streaming"
+  | "paused"
+  | "resuming"
+  | "stopping"
+  | "done"
+  | "failed"
+  | "cancelled"
+  | "interrupted"
+  | "unanswered";
+
+const OPEN: ReadonlySet<Shown> = new Set(
+  "waiting offline queued thinking streaming paused resuming stopping".split(" ") as Shown[],
+);
 
 export class TurnView {
   readonly element: HTMLElement;
   private readonly article: HTMLElement;
+  private readonly question: QuestionView;
   private readonly markdown = new MarkdownView();
   private readonly name = h("span", { class: "answer-name" });
   private readonly pill = h("span", { class: "pill", testid: "state" });
@@ -31,82 +66,96 @@ export class TurnView {
   );
   private readonly error = h("div", { class: "error", role: "alert", testid: "error", hidden: true });
   private readonly meta = h("div", { class: "meta", testid: "meta" });
+  private readonly chooser: Chooser;
   private readonly stop: HTMLButtonElement;
+  private readonly back: HTMLButtonElement;
   private readonly retry: HTMLButtonElement;
   private readonly again: HTMLButtonElement;
   private readonly copy: HTMLButtonElement;
-  private readonly turn: Turn;
+  private turn: Turn;
   private text = "";
 
-  constructor(turn: Turn, actions: AnswerActions) {
+  constructor(turn: Turn, actions: TurnActions) {
     this.turn = turn;
-    this.stop = action("stop", strings.actions.stop, () => actions.stop(turn));
-    this.retry = action("retry", strings.actions.retry, () => actions.retry(turn));
-    this.again = action("again", strings.actions.askAgain, () => actions.askAgain(turn));
+    this.question = new QuestionView({
+      edit: (text) => actions.edit(this.turn, text),
+      choose: (entry) => actions.choose(entry),
+    });
+    this.chooser = new Chooser(strings.branches.answers, (entry) => actions.choose(entry));
+    this.stop = action("stop", strings.actions.stop, () => actions.stop(this.turn));
+    this.back = action("back", strings.actions.takeBack, () => actions.takeBack(this.turn, this.question.text));
+    this.retry = action("retry", strings.actions.retry, () => actions.retry(this.turn));
+    this.again = action("again", strings.actions.regenerate, () => actions.regenerate(this.turn));
     this.copy = action("copy", strings.actions.copy, () => void copyText(this.text, this.copy));
     this.article = h(
       "article",
       { class: "answer", testid: "answer", "aria-label": strings.answer },
-      h("header", {}, h("span", { class: "mark" }, icon("wave")), this.name, this.pill, this.stop),
+      h("header", {}, h("span", { class: "mark" }, icon("wave")), this.name, this.pill, this.stop, this.back),
       this.notice,
       this.thought,
       h("div", { class: "body", testid: "answer-text" }, this.markdown.element),
       this.error,
-      h("footer", {}, this.meta, h("div", { class: "answer-actions" }, this.retry, this.copy, this.again)),
+      h(
+        "footer",
+        {},
+        this.meta,
+        h("div", { class: "answer-actions" }, this.chooser.element, this.retry, this.copy, this.again),
+      ),
     );
     this.element = h(
       "section",
       { class: "turn", testid: "turn", "data-id": turn.id },
-      h(
-        "div",
-        { class: "question", testid: "question" },
-        h("span", { class: "visually-hidden" }, strings.you),
-        h("div", { class: "bubble", dir: "auto" }, turn.question),
-      ),
+      this.question.element,
       this.article,
     );
   }
 
-  /** Show the message as it stands. `connected`: whether frames can arrive. */
-  showMessage(message: Message, connected: boolean): void {
-    const shown = shownState(message, connected);
-    this.article.dataset.state = shown === "streaming" || shown === "thinking" ? "streaming" : shown;
-    setText(this.pill, pillText(shown, message));
+  show(source: TurnSource): void {
+    const { conversation, turn, message, connected } = source;
+    this.turn = turn;
+    const shown = shownState(turn, message, connected);
+    const open = OPEN.has(shown);
+    this.question.show(conversation, turn, !open);
+    this.article.dataset.state = shown === "thinking" ? "streaming" : shown;
+    this.article.hidden = shown === "unanswered" && !turn.question;
+    this.article.setAttribute("aria-busy", String(open));
+    setText(this.pill, pillText(shown, turn));
     this.pill.dataset.state = shown;
-    this.show({ ...answerOf(message), open: true });
+    this.showText(source, open);
+    this.showNotice(message);
+    this.showError(message?.error ?? turn.answer?.error, open);
+    this.showMeta(source, open, shown);
+    this.chooser.show(conversation, turn.answer);
+    this.stop.hidden = !open || shown === "queued" || shown === "offline";
+    this.back.hidden = shown !== "queued" && shown !== "offline";
+    this.retry.hidden = open || (shown !== "failed" && shown !== "unanswered");
+    this.again.hidden = open || shown === "failed" || !turn.question;
+    this.copy.hidden = open || !this.text;
   }
 
-  /** Show how it ended. */
-  showAnswer(answer: Answer): void {
-    this.article.dataset.state = answer.state;
-    setText(this.pill, answer.state === "done" ? "" : strings.state[answer.state]);
-    this.pill.dataset.state = answer.state;
-    this.show({ ...answer, open: false });
-  }
-
-  private show(answer: Answer & { open: boolean }): void {
-    if (answer.text !== this.text) {
-      this.text = answer.text;
-      this.markdown.update(answer.text);
+  private showText({ conversation, turn, message }: TurnSource, open: boolean): void {
+    const kept = turn.answer?.text === undefined ? undefined : conversation.textOf(turn.answer);
+    const text = (open ? undefined : kept) ?? message?.text ?? "";
+    if (text !== this.text) {
+      this.text = text;
+      this.markdown.update(text);
     }
-    this.article.dataset.resumes = String(answer.resumes);
-    this.article.setAttribute("aria-busy", String(answer.open));
-    setText(this.name, answer.model ?? this.turn.model ?? strings.brand);
-    this.thought.hidden = !answer.reasoning;
-    setText(this.reasoning, answer.reasoning);
-    this.notice.hidden = answer.switched === undefined;
-    const reason = strings.errors.codes[answer.switched ?? ""] ?? strings.fallbackNoReason;
-    setText(this.notice, strings.fallback(answer.target ?? "", reason));
-    this.showError(answer.error);
-    this.showMeta(answer);
-    this.stop.hidden = !answer.open;
-    this.retry.hidden = answer.open || answer.state !== "failed";
-    this.again.hidden = answer.open || answer.state === "failed";
-    this.copy.hidden = answer.open || !answer.text;
+    const reasoning = message?.reasoning ?? "";
+    this.thought.hidden = !reasoning;
+    setText(this.reasoning, reasoning);
   }
 
-  private showError(error: ErrorBody | undefined): void {
-    this.error.hidden = !error;
+  private showNotice(message: Message | undefined): void {
+    const attempt = message?.attempts.at(-1);
+    const switched = attempt !== undefined && attempt.attempt > 1;
+    this.notice.hidden = !switched;
+    if (!switched) return;
+    const reason = strings.errors.codes[String(attempt.reason?.code ?? "")] ?? strings.fallbackNoReason;
+    setText(this.notice, strings.fallback(attempt.target, reason));
+  }
+
+  private showError(error: ErrorBody | undefined, open: boolean): void {
+    this.error.hidden = !error || open;
     if (!error) return;
     const wait = error.retry_after_ms ? ` ${strings.errors.retryIn(Math.ceil(error.retry_after_ms / 1000))}` : "";
     this.error.dataset.code = error.code;
@@ -114,50 +163,60 @@ export class TurnView {
     if (this.error.textContent !== shown) this.error.replaceChildren(icon("alert"), h("span", {}, shown));
   }
 
-  private showMeta(answer: Answer & { open: boolean }): void {
+  private showMeta({ turn, message, firstTokenMs }: TurnSource, open: boolean, shown: Shown): void {
     const text = strings.meta;
-    const ended = !answer.open;
+    const { answer } = turn;
+    const done = message?.end?.type === "done" ? message.end : undefined;
+    const attempt = message?.attempts.at(-1);
+    const attempts = done?.attempts ?? answer?.attempts ?? message?.attempt ?? 0;
+    const resumes = (message?.reconnects ?? 0) + (message?.resyncs ?? 0);
+    const tokens = (message?.usage ?? answer?.usage)?.output_tokens;
+    const prompt = done?.prompt ?? answer?.prompt;
+    const cost = done?.cost_usd ?? answer?.cost_usd;
+    this.article.dataset.resumes = String(resumes);
+    setText(this.name, done?.model ?? answer?.model ?? attempt?.model ?? strings.brand);
     const parts = [
-      answer.target,
-      ended && answer.outputTokens ? text.tokens(answer.outputTokens) : undefined,
-      this.turn.firstTokenMs === undefined ? undefined : text.firstToken(this.turn.firstTokenMs),
-      answer.attempts && (ended || answer.attempts > 1) ? text.attempts(answer.attempts) : undefined,
-      answer.resumes > 0 ? text.resumed(answer.resumes) : undefined,
-      answer.seq ? text.seq(answer.seq) : undefined,
-      answer.prompt ? text.prompt(answer.prompt.name, answer.prompt.version) : undefined,
-      answer.costUsd === undefined ? undefined : text.cost(answer.costUsd),
-      answer.finishReason === "length" ? text.length : undefined,
+      done?.target ?? answer?.target ?? attempt?.target,
+      !open && tokens ? text.tokens(tokens) : undefined,
+      firstTokenMs === undefined ? undefined : text.firstToken(firstTokenMs),
+      attempts > (open ? 1 : 0) ? text.attempts(attempts) : undefined,
+      resumes > 0 ? text.resumed(resumes) : undefined,
+      message && message.cursor > 0 ? text.seq(message.cursor) : undefined,
+      prompt ? text.prompt(prompt.name, prompt.version) : undefined,
+      cost == null || open ? undefined : text.cost(cost),
+      (done?.finish_reason ?? answer?.finish_reason) === "length" ? text.length : undefined,
     ];
     const spans = parts.filter((part): part is string => !!part).map((part) => h("span", {}, part));
-    if (answer.state === "done" && ended) {
+    if (shown === "done") {
       spans.push(h("span", { class: "whole", title: text.wholeHint, testid: "whole" }, icon("check"), text.whole));
     }
-    const shown = spans.map((span) => span.textContent).join();
-    if (this.meta.dataset.shown === shown) return;
-    this.meta.dataset.shown = shown;
+    const told = spans.map((span) => span.textContent).join();
+    if (this.meta.dataset.shown === told) return;
+    this.meta.dataset.shown = told;
     this.meta.replaceChildren(...spans);
   }
 }
 
-function action(name: "stop" | "retry" | "again" | "copy", label: string, onClick: () => void): HTMLButtonElement {
-  return h(
-    "button",
-    { type: "button", class: `action action-${name}`, testid: name, title: label, onclick: onClick, hidden: true },
-    icon(name),
-    h("span", {}, label),
-  );
+function shownState(turn: Turn, message: Message | undefined, connected: boolean): Shown {
+  if (message && !message.ended) return liveState(turn, message, connected);
+  const ended = turn.answer?.state;
+  if (ended === "interrupted" || (ended && ended !== "running" && !message)) return ended as Shown;
+  if (message) return message.state === "done" || message.state === "cancelled" ? message.state : "failed";
+  if (ended === "running") return connected ? "thinking" : "paused";
+  return turn.position > 0 ? "queued" : "unanswered";
 }
 
-function shownState(message: Message, connected: boolean): Shown {
+function liveState(turn: Turn, message: Message, connected: boolean): Shown {
   if (message.state === "sending") return connected ? "waiting" : "offline";
   if (!connected) return "paused";
   if (message.cancelRequested) return "stopping";
   if (message.state === "resyncing" || message.state === "stalled") return "resuming";
-  if (message.serverState === "queued" || message.serverState === "admitting") return "queued";
+  if (turn.position > 0 || message.serverState === "queued" || message.serverState === "admitting") return "queued";
   return message.text ? "streaming" : "thinking";
 }
 
-function pillText(shown: Shown, message: Message): string {
-  if (shown === "queued" && message.queuePosition) return strings.state.queuedAt(message.queuePosition);
+function pillText(shown: Shown, turn: Turn): string {
+  if (shown === "done") return "";
+  if (shown === "queued" && turn.position > 0) return strings.state.queuedAt(turn.position);
   return strings.state[shown];
 }

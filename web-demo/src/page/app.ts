@@ -1,4 +1,4 @@
-/** The page: it wires the client library to the views and keeps the turns. */
+/** The page: it wires the client library to the views. */
 
 import {
   type Client,
@@ -8,19 +8,22 @@ import {
   newId,
   type Status,
 } from "../client/index.ts";
-import { TurnView } from "./answer.ts";
+import { ask } from "./backend.ts";
 import { type CodecName, loadCodec } from "./codec.ts";
 import { Composer } from "./composer.ts";
+import { ConfirmDialog } from "./confirm.ts";
 import { ConnectionView } from "./connection.ts";
-import { h, icon, setText } from "./dom.ts";
+import { h, setText } from "./dom.ts";
+import { emptyState } from "./empty.ts";
 import { draw } from "./frame.ts";
+import { History } from "./history.ts";
+import { type Feature, Pane } from "./pane.ts";
 import { Panel } from "./panel.ts";
-import { preferences, settingsMenu, storageOf, tokenDialog } from "./settings.ts";
+import { settingsMenu, storageOf, tokenDialog } from "./settings.ts";
 import { Sidebar } from "./sidebar.ts";
 import { strings } from "./strings.ts";
-import { Transcript } from "./transcript.ts";
-import { answerOf, context, type Turn, TurnStore } from "./turns.ts";
 import { sendTwice } from "./twice.ts";
+import { MOST_PANES, Workspace } from "./workspace.ts";
 
 /** How long the "cut" button keeps the connection down, in milliseconds: long enough to see it. */
 const CUT_MS = 2500;
@@ -29,59 +32,55 @@ const ROUND_TRIP_EVERY_MS = 5000;
 /** How much of a finished answer is read out, in characters. */
 const READ_OUT = 400;
 const UNAUTHENTICATED = 4401;
-const ENDED = new Set(["done", "failed", "cancelled"]);
-const CHAT_KEY = "tidewire.chat";
 
 export class App {
   readonly client: Client;
   private readonly options: ClientOptions;
-  private readonly local = storageOf("localStorage");
-  private readonly store = new TurnStore(this.local);
-  private readonly turns = new Map<string, Turn>();
-  private readonly views = new Map<string, TurnView>();
-  private readonly askedAt = new Map<string, number>();
-  private chat: string;
-
+  private readonly history: History;
+  private readonly workspace: Workspace;
   private readonly live = h("div", { class: "visually-hidden", "aria-live": "polite", testid: "live" });
-  private readonly empty: HTMLElement;
-  private readonly transcript: Transcript;
   private readonly composer: Composer;
   private readonly connection: ConnectionView;
   private readonly sidebar: Sidebar;
   private readonly settings: ReturnType<typeof settingsMenu>;
   private readonly token: ReturnType<typeof tokenDialog>;
+  private readonly confirm = new ConfirmDialog();
   private readonly panel: Panel;
   private element: HTMLElement | undefined;
   /** Why the link that led here was of no use. */
   private refusal = "";
+  /** Nothing was open in this tab: the latest chat is opened as soon as the list is there. */
+  private undecided = false;
 
   /** `options`: how to connect once more, beside `client`. */
   constructor(client: Client, options: ClientOptions) {
     this.client = client;
     this.options = options;
-    for (const turn of this.store.load()) this.turns.set(turn.id, turn);
-    this.chat = storageOf("sessionStorage")?.getItem(CHAT_KEY) ?? [...this.turns.values()].at(-1)?.chat ?? newId();
-    this.empty = this.emptyState();
-    this.transcript = new Transcript(this.empty);
-    this.composer = new Composer((question) => this.ask(question), this.local);
+    this.history = new History(client, () => this.onList());
+    this.workspace = new Workspace((id) => this.makePane(id), storageOf("sessionStorage"));
+    this.composer = new Composer((question) => this.ask(question), storageOf("localStorage"));
     this.connection = new ConnectionView({
       cut: () => this.client.cut(CUT_MS),
       reconnect: () => this.client.reconnect(),
       openAnswers: () => this.client.session.unfinished.length,
     });
     this.sidebar = new Sidebar({
-      newChat: () => this.openChat(newId()),
-      choose: (chat) => this.openChat(chat),
-      remove: (chat) => this.removeChat(chat),
+      newChat: () => this.open([newId()], true),
+      choose: (chat) => this.open([chat]),
+      beside: (chat) => this.beside(chat, false),
+      rename: (chat, title) => this.history.rename(chat, title),
+      remove: (chat) => this.askToRemove(chat),
+      more: () => this.history.more(),
     });
     this.settings = settingsMenu({
       onCodec: (codec) => void this.changeCodec(codec),
-      onClear: () => this.clear(),
+      onClear: () => this.confirm.ask(strings.confirm.all, strings.confirm.text, () => this.clear()),
     });
     this.token = tokenDialog((token) => this.client.setToken(token));
     this.panel = new Panel({
       client,
       route: () => this.composer.model ?? "default",
+      chat: () => (this.workspace.active.fresh ? undefined : this.workspace.active.id),
       cut: () => this.client.cut(CUT_MS),
       twice: () => void this.askTwice(),
       onToggle: (open) => {
@@ -90,18 +89,18 @@ export class App {
     });
   }
 
-  /** Put the page into `root` and go on with what was open. */
-  start(root: HTMLElement, refusal = "", follow?: string): void {
+  /** Put the page into `root` and go on with what was open; `chat`: look at this one. */
+  start(root: HTMLElement, refusal = "", chat?: string): void {
     this.refusal = refusal;
     this.element = this.layout();
     root.append(this.element);
     this.panel.start();
     this.client.on((event) => this.onEvent(event));
     document.addEventListener("keydown", (event) => this.onKey(event));
-    window.addEventListener("storage", (event) => this.onOtherTab(event));
-    if (follow && /^[\w-]{1,64}$/.test(follow)) this.adopt(follow, true);
-    this.openChat(this.chat);
-    this.pickUp();
+    const kept = chat === undefined ? this.workspace.kept() : [chat];
+    this.undecided = kept.length === 0;
+    if (this.undecided) this.open([newId()], true);
+    else this.open(kept);
     this.client.start();
     setInterval(() => {
       if (document.visibilityState === "visible") this.client.probe();
@@ -111,23 +110,21 @@ export class App {
 
   // --- what the user does --------------------------------------------------------------------------------------------
 
-  /** Ask; returns the id of the message. */
   private ask(question: string): string {
-    const id = newId();
-    const mine = this.chatTurns(this.chat);
-    const open = mine.filter((turn) => !turn.answer);
-    const model = this.composer.model;
-    const turn: Turn = { id, chat: this.chat, group: open.at(-1)?.group ?? id, question, acknowledged: false };
-    if (model) turn.model = model;
-    this.turns.set(id, turn);
-    this.store.save(turn);
-    this.addView(turn);
-    this.askedAt.set(id, performance.now());
-    this.send(turn, mine);
-    this.refresh();
-    this.transcript.toEnd();
+    const feature: Feature = this.workspace.panes.length > 1 ? "parallel" : "chat";
+    this.undecided = false;
     setText(this.live, strings.live.asked);
-    return id;
+    return this.workspace.active.ask(question, feature);
+  }
+
+  /** Several questions at once, each in a chat of its own, side by side. */
+  private askBeside(questions: readonly string[]): void {
+    const ids = questions.slice(0, MOST_PANES).map(() => newId());
+    this.open(ids, true);
+    this.workspace.panes.forEach((pane, at) => {
+      pane.ask(questions[at] ?? "", "parallel");
+    });
+    this.undecided = false;
   }
 
   /** What stands in the composer, or a suggestion, with one id over two connections. */
@@ -142,212 +139,137 @@ export class App {
     controls.say(strings.controls.sentTwice(told.same, told.attached, told.attempts, told.tokens, cost));
   }
 
-  private send(turn: Turn, earlier: Turn[]): void {
-    this.client.send({
-      id: turn.id,
-      messages: context(earlier, turn.question),
-      metadata: { feature: featureOf(turn) },
-      ...(turn.model && { model: turn.model }),
-    });
-    this.showTurn(turn);
-  }
-
-  private retry(turn: Turn): void {
-    if (this.client.session.messages.get(turn.id)?.retryable && this.client.retry(turn.id)) {
-      delete turn.answer;
-      this.store.save(turn);
-      this.showTurn(turn);
-      this.refresh();
-    } else {
-      this.ask(turn.question);
-    }
-  }
-
-  private stopLatest(): boolean {
-    const open = this.chatTurns(this.chat).filter((turn) => !turn.answer);
-    const latest = open.at(-1);
-    if (latest) this.client.cancel(latest.id);
-    return latest !== undefined;
-  }
-
   private onKey(event: KeyboardEvent): void {
     if (event.key !== "Escape" || event.defaultPrevented) return;
     if (document.querySelector("dialog[open], :popover-open")) return;
-    if (this.stopLatest()) event.preventDefault();
+    if (this.workspace.active.stopLatest()) event.preventDefault();
   }
 
   private async changeCodec(name: CodecName): Promise<void> {
     this.client.setCodec(await loadCodec(name));
   }
 
+  private open(chats: readonly string[], fresh = false): void {
+    this.workspace.open(chats, fresh);
+    this.afterOpening();
+  }
+
+  private beside(chat: string, fresh: boolean): void {
+    if (!this.workspace.add(chat, fresh)) setText(this.live, strings.panes.full(MOST_PANES));
+    this.afterOpening();
+  }
+
+  private afterOpening(): void {
+    this.refresh();
+    this.composer.input.focus({ preventScroll: true });
+  }
+
+  private askToRemove(chat: string): void {
+    const title = this.history.chats.get(chat)?.title || strings.untitled;
+    this.confirm.ask(strings.confirm.title(title), strings.confirm.text, () => this.remove(chat));
+  }
+
+  private remove(chat: string): void {
+    this.history.remove(chat);
+    const pane = this.workspace.panes.find(({ id }) => id === chat);
+    if (pane && !this.workspace.close(pane)) this.open([newId()], true);
+    this.refresh();
+  }
+
+  private clear(): void {
+    this.open([newId()], true);
+    this.history.clear();
+  }
+
   // --- what the server does ------------------------------------------------------------------------------------------
 
   private onEvent(event: ClientEvent): void {
     this.panel.onEvent(event);
-    if (event.type === "welcomed") for (const { id, state } of event.frame.active) this.found(id, state);
-    if (event.type === "status") this.onStatus(event.status);
-    else if ("message" in event && event.message) this.onMessage(event.message, event.type);
+    if (event.type === "conversation" && event.frame.op === "list") this.history.onList(event.frame);
+    else this.workspace.onEvent(event);
+    if (event.type === "welcomed") this.history.onOpen();
+    // Each admission and settlement of the user, on any device, is told by a `quota` frame: the list has changed.
+    else if (event.type === "quota" || event.type === "notice") this.history.soon();
+    else if (event.type === "status") this.onStatus(event.status);
+    else if (event.type === "ended") this.onEnded(event.message);
+    else if (event.type === "conversation" && event.frame.op === "deleted") this.onDeleted(event.frame.conversation);
   }
 
   private onStatus(status: Status): void {
     this.connection.show(status);
     this.settings.show(status);
-    for (const message of this.client.session.unfinished) this.showSoon(message);
     if (status.phase === "stopped" && status.closeCode === UNAUTHENTICATED) this.token.open(this.refusal);
   }
 
-  private onMessage(message: Message, what: ClientEvent["type"]): void {
-    const turn = this.turns.get(message.id);
-    if (!turn) return;
-    if (what === "output") this.firstToken(turn, message);
-    if (!turn.acknowledged && message.state !== "sending" && message.state !== "refused") {
-      turn.acknowledged = true;
-      this.store.save(turn);
-    }
-    if (what === "ended") this.onEnded(turn, message);
-    else this.showSoon(message);
+  private onEnded(message: Message): void {
+    const { state } = message;
+    const { total_tokens: tokens = 0 } = message.usage ?? {};
+    const cost = message.end?.type === "done" ? (message.end.cost_usd ?? 0) : 0;
+    this.panel.books.book(message.id, String(message.request?.metadata?.feature ?? strings.elsewhere), tokens, cost);
+    const { live } = strings;
+    const told =
+      state === "done"
+        ? live.finished(message.text.slice(0, READ_OUT))
+        : state === "cancelled"
+          ? live.stopped
+          : live.failed;
+    setText(this.live, told);
   }
 
-  private firstToken(turn: Turn, message: Message): void {
-    const asked = this.askedAt.get(turn.id);
-    if (asked === undefined || (!message.text && !message.reasoning)) return;
-    this.askedAt.delete(turn.id);
-    turn.firstTokenMs = Math.round(performance.now() - asked);
+  /** Another device deleted a chat. */
+  private onDeleted(chat: string | null | undefined): void {
+    const pane = this.workspace.panes.find(({ id }) => id === chat);
+    if (!chat || !pane) return;
+    this.history.chats.remove(chat);
+    if (!this.workspace.close(pane)) this.open([newId()], true);
   }
 
-  private onEnded(turn: Turn, message: Message): void {
-    turn.answer = answerOf(message);
-    this.panel.books.book(turn.id, featureOf(turn), turn.answer.totalTokens ?? 0, turn.answer.costUsd ?? 0);
-    this.askedAt.delete(turn.id);
-    this.store.save(turn);
-    this.showSoon(message);
+  private onList(): void {
+    const latest = this.history.chats.shown()[0];
+    if (this.undecided && latest && this.workspace.active.fresh) this.open([latest.id]);
+    this.undecided = false;
     this.refresh();
-    const text = turn.answer.text.slice(0, READ_OUT);
-    const { state } = turn.answer;
-    setText(
-      this.live,
-      state === "done" ? strings.live.finished(text) : state === "failed" ? strings.live.failed : strings.live.stopped,
-    );
-  }
-
-  /** The server says that an answer of this user runs: if no tab of this browser asked for it, another device did. */
-  private found(id: string, state: string): void {
-    if (this.turns.has(id) || this.client.session.messages.has(id) || ENDED.has(state)) return;
-    this.adopt(id, false);
-    this.client.follow(id);
-    this.refresh();
-  }
-
-  /** Take an answer that was asked for on another device into the list of chats; `open`: and look at it. */
-  private adopt(id: string, open: boolean): void {
-    if (!this.turns.has(id)) {
-      const turn: Turn = { id, chat: id, group: id, question: strings.askedElsewhere, acknowledged: true };
-      this.turns.set(id, turn);
-      this.store.save(turn);
-    }
-    if (open) this.chat = this.turns.get(id)?.chat ?? id;
-  }
-
-  /** Another tab of this browser asked, or got an answer. */
-  private onOtherTab(event: StorageEvent): void {
-    const turn = TurnStore.changed(event);
-    if (!turn || this.client.session.messages.has(turn.id)) return;
-    const known = this.turns.get(turn.id);
-    if (!known && !turn.acknowledged) return;
-    this.turns.set(turn.id, turn);
-    if (!turn.answer) this.client.follow(turn.id);
-    this.openChat(this.chat);
-  }
-
-  // --- turns and chats -----------------------------------------------------------------------------------------------
-
-  /** After a reload: what the tab's storage did not bring back is followed, or sent again under its id. */
-  private pickUp(): void {
-    for (const turn of this.turns.values()) {
-      if (turn.answer || this.client.session.messages.has(turn.id)) continue;
-      if (turn.acknowledged) this.client.follow(turn.id);
-      else this.send(turn, this.chatTurns(turn.chat, turn.group));
-    }
-  }
-
-  /** The turns of a chat, up to (not with) the group `before`. */
-  private chatTurns(chat: string, before?: string): Turn[] {
-    const turns = [...this.turns.values()].filter((turn) => turn.chat === chat);
-    const end = before === undefined ? -1 : turns.findIndex((turn) => turn.group === before);
-    return end < 0 ? turns : turns.slice(0, end);
-  }
-
-  private openChat(chat: string): void {
-    this.chat = chat;
-    storageOf("sessionStorage")?.setItem(CHAT_KEY, chat);
-    this.transcript.clear();
-    this.views.clear();
-    for (const turn of this.chatTurns(chat)) this.addView(turn);
-    this.refresh();
-    this.transcript.toEnd();
-    this.composer.input.focus({ preventScroll: true });
-  }
-
-  private removeChat(chat: string): void {
-    for (const turn of this.chatTurns(chat)) {
-      this.client.cancel(turn.id);
-      this.turns.delete(turn.id);
-      this.store.remove(turn);
-    }
-    if (chat === this.chat) this.openChat([...this.turns.values()].at(-1)?.chat ?? newId());
-    else this.refresh();
-  }
-
-  private clear(): void {
-    for (const chat of new Set([...this.turns.values()].map((turn) => turn.chat))) this.removeChat(chat);
   }
 
   // --- drawing -------------------------------------------------------------------------------------------------------
 
-  private addView(turn: Turn): void {
-    const view = new TurnView(turn, {
-      stop: (stopped) => {
-        this.client.cancel(stopped.id);
-        this.showTurn(stopped);
+  private makePane(id: string): Pane {
+    const empty = emptyState({
+      ask: (question) => {
+        this.workspace.activate(pane);
+        this.ask(question);
       },
-      retry: (failed) => this.retry(failed),
-      askAgain: (ended) => this.ask(ended.question),
+      several: (questions) => this.askBeside(questions),
     });
-    this.views.set(turn.id, view);
-    this.transcript.add(turn, view);
-    this.showTurn(turn);
+    const pane: Pane = new Pane(id, empty, {
+      client: this.client,
+      model: () => this.composer.model,
+      onBusy: () => this.composer.onBusy,
+      activate: (which) => {
+        if (this.workspace.active === which) return;
+        this.workspace.activate(which);
+        draw(this.refresh);
+      },
+      close: (which) => {
+        this.workspace.close(which);
+        this.refresh();
+      },
+      takenBack: (text) => this.composer.putBack(text),
+      changed: () => draw(this.refresh),
+    });
+    return pane;
   }
 
-  private showTurn(turn: Turn): void {
-    const view = this.views.get(turn.id);
-    const message = this.client.session.messages.get(turn.id);
-    if (turn.answer) view?.showAnswer(turn.answer);
-    else if (message) view?.showMessage(message, this.client.status.phase === "open");
-  }
-
-  private readonly drawings = new Map<string, () => void>();
-
-  private showSoon(message: Message): void {
-    const turn = this.turns.get(message.id);
-    if (!turn || !this.views.has(turn.id)) return;
-    let drawing = this.drawings.get(turn.id);
-    if (!drawing) {
-      drawing = () => this.showTurn(this.turns.get(turn.id) ?? turn);
-      this.drawings.set(turn.id, drawing);
+  private readonly refresh = (): void => {
+    const { chats } = this.history;
+    const { panes, active } = this.workspace;
+    for (const pane of panes) {
+      if (!pane.fresh) chats.seen({ id: pane.id, title: pane.title, busy: pane.busy, updated: Date.now() / 1000 });
     }
-    draw(drawing);
-  }
-
-  private refresh(): void {
-    const chats = new Map<string, { id: string; title: string; open: number }>();
-    for (const turn of this.turns.values()) {
-      const entry = chats.get(turn.chat) ?? { id: turn.chat, title: turn.question, open: 0 };
-      if (!turn.answer) entry.open++;
-      chats.set(turn.chat, entry);
-    }
-    this.sidebar.show([...chats.values()].reverse(), this.chat);
-    this.empty.hidden = chats.has(this.chat);
-  }
+    this.sidebar.show((wanted) => chats.shown(wanted), new Set(panes.map(({ id }) => id)));
+    if (this.sidebar.searching) this.history.more();
+    this.composer.aim(active.busy, panes.length > 1 ? active.title : undefined);
+  };
 
   private layout(): HTMLElement {
     return h(
@@ -370,60 +292,23 @@ export class App {
           this.settings.menu,
         ),
         this.connection.banner,
-        this.transcript.element,
+        this.workspace.element,
         this.composer.element,
       ),
       this.panel.element,
       this.panel.controls.devices.element,
       this.token.dialog,
+      this.confirm.element,
       this.live,
     );
   }
 
-  private emptyState(): HTMLElement {
-    const card = (title: string, text: string, questions: string[], extra: string): HTMLElement =>
-      h(
-        "button",
-        {
-          type: "button",
-          class: `card ${extra}`,
-          testid: "suggestion",
-          onclick: () => {
-            for (const question of questions) this.ask(question);
-          },
-        },
-        h("strong", {}, title),
-        h("span", {}, text),
-      );
-    return h(
-      "div",
-      { class: "empty", testid: "empty" },
-      h("span", { class: "mark large" }, icon("wave")),
-      h("h2", {}, strings.empty.title),
-      h("p", {}, strings.empty.text),
-      h(
-        "div",
-        { class: "cards" },
-        ...strings.suggestions.map(({ title, text }) => card(title, text, [text], "")),
-        card(strings.empty.several, strings.empty.severalHint, strings.threeAtOnce, "several"),
-      ),
-    );
-  }
-
   private async loadModels(): Promise<void> {
-    const token = preferences.token;
     try {
-      const response = await fetch("/v1/models", token ? { headers: { authorization: `Bearer ${token}` } } : {});
-      if (!response.ok) return;
-      const { data } = (await response.json()) as { data?: { id?: unknown }[] };
+      const { data } = await ask<{ data?: { id?: unknown }[] }>("/v1/models");
       this.composer.offerModels((data ?? []).flatMap((entry) => (typeof entry.id === "string" ? [entry.id] : [])));
     } catch {
       // No list, no picker: the server's default model answers.
     }
   }
-}
-
-/** What a turn is booked under. */
-function featureOf(turn: Turn): string {
-  return turn.group === turn.id ? "chat" : "parallel";
 }

@@ -1,17 +1,22 @@
 /** Where questions are typed. It stays usable while answers stream. */
 
-import { h, icon } from "./dom.ts";
+import { h, icon, setText } from "./dom.ts";
+import type { OnBusy } from "./pane.ts";
 import { strings } from "./strings.ts";
 
 /** How tall the field grows before it scrolls, in pixels. */
 const MAX_HEIGHT = 200;
 const MODEL_KEY = "tidewire.model";
+const BUSY_KEY = "tidewire.on_busy";
 
 export class Composer {
   readonly element: HTMLFormElement;
   readonly input: HTMLTextAreaElement;
   private readonly models = h("select", { class: "models", testid: "models", "aria-label": strings.composer.model });
   private readonly modelBox = h("label", { class: "model-box", hidden: true }, this.models);
+  private readonly busy: HTMLSelectElement;
+  private readonly busyBox: HTMLElement;
+  private readonly hint = h("span", { class: "hint" }, strings.composer.hint);
   private readonly storage: Storage | undefined;
 
   constructor(onSend: (question: string) => void, storage: Storage | undefined) {
@@ -27,6 +32,17 @@ export class Composer {
         disabled: true,
       },
       icon("send"),
+    );
+    const choices = Object.entries(strings.composer.busy).map(([value, label]) => h("option", { value }, label));
+    this.busy = h("select", { class: "models", testid: "on-busy", "aria-label": strings.composer.onBusy }, ...choices);
+    this.busy.value = storage?.getItem(BUSY_KEY) ?? "queue";
+    if (!this.busy.value) this.busy.value = "queue";
+    this.busy.addEventListener("change", () => storage?.setItem(BUSY_KEY, this.busy.value));
+    this.busyBox = h(
+      "label",
+      { class: "busy-box", title: strings.composer.onBusy, hidden: true },
+      h("span", {}, strings.composer.onBusyShort),
+      this.busy,
     );
     this.input = h("textarea", {
       id: "question",
@@ -64,7 +80,7 @@ export class Composer {
         "div",
         { class: "composer-box" },
         this.input,
-        h("div", { class: "composer-row" }, this.modelBox, h("span", { class: "hint" }, strings.composer.hint), send),
+        h("div", { class: "composer-row" }, this.modelBox, this.busyBox, this.hint, send),
       ),
     );
     this.models.addEventListener("change", () => storage?.setItem(MODEL_KEY, this.models.value));
@@ -73,6 +89,26 @@ export class Composer {
   /** The chosen model; undefined if the server did not say which there are. */
   get model(): string | undefined {
     return this.models.value || undefined;
+  }
+
+  /** What a question does to the answer that runs. */
+  get onBusy(): OnBusy {
+    return this.busy.value as OnBusy;
+  }
+
+  /** Where the next question goes: whether something runs there, and its title if several stand side by side. */
+  aim(busy: boolean, title: string | undefined): void {
+    this.busyBox.hidden = !busy;
+    this.input.placeholder = title === undefined ? strings.composer.placeholder : strings.composer.placeholderIn(title);
+    setText(this.hint, busy ? strings.composer.hintBusy : strings.composer.hint);
+  }
+
+  /** Put a text back that was taken back, unless something else was begun. */
+  putBack(text: string): void {
+    if (this.input.value.trim()) return;
+    this.input.value = text;
+    this.input.dispatchEvent(new Event("input"));
+    this.input.focus();
   }
 
   /** What stands there; the field is empty afterwards. */

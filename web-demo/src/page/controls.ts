@@ -19,8 +19,8 @@ export interface Demo {
 interface Actions {
   cut(): void;
   twice(): void;
-  /** The answer that runs now, if one does. */
-  running(): string | undefined;
+  /** The chat that is looked at, if there is something in it. */
+  chat(): string | undefined;
   /** The session of the present connection. */
   session(): string | undefined;
   note(kind: "good" | "warn" | "bad" | "plain", what: string): void;
@@ -47,7 +47,7 @@ export class Controls {
       "devices",
       text.device,
       text.deviceHint,
-      () => void this.devices.open(actions.running()),
+      () => void this.devices.open(actions.chat()),
     );
     this.demoOnly = [this.primary, kill, device];
     this.element = h(

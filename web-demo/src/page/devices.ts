@@ -41,8 +41,8 @@ export class DeviceDialog {
     );
   }
 
-  /** Get a new link and show it; it leads to the answer `running`, if there is one. */
-  async open(running: string | undefined): Promise<void> {
+  /** Get a new link and show it; it leads to the chat `open`, if there is something in it. */
+  async open(open: string | undefined): Promise<void> {
     let link: Link;
     try {
       link = await ask<Link>("/v1/demo/devices", "POST", {});
@@ -51,7 +51,7 @@ export class DeviceDialog {
       this.element.showModal();
       return;
     }
-    const url = running ? `${link.url}${link.url.includes("#") ? "&" : "#"}follow=${running}` : link.url;
+    const url = open ? `${link.url}${link.url.includes("#") ? "&" : "#"}chat=${open}` : link.url;
     this.link.href = url;
     setText(this.link, url);
     setText(this.hint, link.lan ? text.scan(Math.round((link.expires_in_seconds ?? 0) / 60)) : text.sameMachine);

@@ -53,7 +53,9 @@ const ICONS = {
   edit: "M4 20h4L19 9l-4-4L4 16zM13 7l4 4",
   left: "M15 5l-7 7 7 7",
   right: "M9 5l7 7-7 7",
-  swap: "M4 8h14l-4-4M20 16H6l4 4",
+  back: "M9 14L4 9l5-5M4 9h10a6 6 0 0 1 0 12h-3",
+  beside: "M3 5h18v14H3zM12 5v14",
+  search: "M10.5 17a6.5 6.5 0 1 0 0-13 6.5 6.5 0 0 0 0 13zM15.5 15.5L20 20",
 } as const;
 
 export type IconName = keyof typeof ICONS;
@@ -67,4 +69,14 @@ export function icon(name: IconName): SVGSVGElement {
   path.setAttribute("d", ICONS[name]);
   svg.append(path);
   return svg;
+}
+
+/** A small button below a question or an answer; hidden until it is of use. */
+export function action(name: IconName, label: string, onClick: () => void): HTMLButtonElement {
+  return h(
+    "button",
+    { type: "button", class: `action action-${name}`, testid: name, title: label, onclick: onClick, hidden: true },
+    icon(name),
+    h("span", {}, label),
+  );
 }

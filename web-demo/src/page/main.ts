@@ -24,7 +24,7 @@ async function main(): Promise<void> {
     ...(token && { token }),
   };
   const client = new Client({ ...options, ...(storage && { storage }), window, document });
-  new App(client, options).start(document.body, arrival.refused ? strings.token.linkUsed : "", arrival.follow);
+  new App(client, options).start(document.body, arrival.refused ? strings.token.linkUsed : "", arrival.chat);
 }
 
 void main();

@@ -26,6 +26,8 @@ interface Surroundings {
   client: Client;
   /** The route that questions go to. */
   route(): string;
+  /** The chat that is looked at, if there is something in it. */
+  chat(): string | undefined;
   cut(): void;
   /** Ask something, twice. */
   twice(): void;
@@ -55,7 +57,7 @@ export class Panel {
       cut: around.cut,
       twice: around.twice,
       session: () => (around.client.status.phase === "open" ? around.client.status.welcome?.session : undefined),
-      running: () => around.client.session.unfinished.at(-1)?.id,
+      chat: around.chat,
       note: (kind, what) => this.happenings.note(kind, what),
       look: () => this.lights.soon(),
     });

@@ -80,7 +80,8 @@ export function settingsMenu(choices: Choices): { button: HTMLElement; menu: HTM
         class: "danger",
         testid: "clear",
         onclick: () => {
-          if (confirm(strings.settings.clearConfirm)) choices.onClear();
+          menu.hidePopover();
+          choices.onClear();
         },
       },
       icon("trash"),

@@ -1,9 +1,7 @@
-/** The scrolling list of turns. Turns of one group stand side by side where there is room. */
+/** The scrolling list of turns. It follows what is written while its end is looked at. */
 
-import type { TurnView } from "./answer.ts";
 import { h, icon } from "./dom.ts";
 import { strings } from "./strings.ts";
-import type { Turn } from "./turns.ts";
 
 /** Nearer to the end than this, in pixels, the view follows what is written. */
 const FOLLOW_WITHIN = 96;
@@ -13,13 +11,21 @@ export class Transcript {
   private readonly content = h("div", { class: "content" });
   private readonly scroller: HTMLElement;
   private readonly jump: HTMLButtonElement;
+  private readonly earlier: HTMLButtonElement;
   private following = true;
 
-  constructor(empty: HTMLElement) {
+  /** `readOlder` is called when what lies before is wanted. */
+  constructor(empty: HTMLElement, readOlder: () => void) {
+    this.earlier = h(
+      "button",
+      { type: "button", class: "earlier quiet", testid: "earlier", hidden: true, onclick: readOlder },
+      strings.actions.earlier,
+    );
     this.scroller = h(
       "div",
-      { class: "scroller", testid: "transcript", tabindex: 0, role: "region", "aria-label": strings.transcript },
+      { class: "scroller", testid: "transcript", tabindex: 0, role: "region" },
       empty,
+      this.earlier,
       this.content,
     );
     this.jump = h(
@@ -34,24 +40,31 @@ export class Transcript {
     new ResizeObserver(() => this.grew()).observe(this.content);
   }
 
-  clear(): void {
-    this.content.replaceChildren();
-    this.following = true;
+  /** Show these turns in this order; `earlier`: there are more before them. What is in its place is not touched. */
+  show(turns: readonly HTMLElement[], earlier: boolean): void {
+    this.earlier.hidden = !earlier;
+    turns.forEach((turn, at) => {
+      const there = this.content.children[at];
+      if (there !== turn) this.content.insertBefore(turn, there ?? null);
+    });
   }
 
-  add(turn: Turn, view: TurnView): void {
-    let group = this.content.lastElementChild as HTMLElement | null;
-    if (group?.dataset.group !== turn.group) {
-      group = h("div", { class: "group", "data-group": turn.group });
-      this.content.append(group);
-    }
-    group.append(view.element);
-    group.dataset.size = String(Math.min(group.childElementCount, 3));
+  /** `title`: of the chat, so that several side by side are told apart. */
+  name(title: string): void {
+    this.scroller.setAttribute("aria-label", strings.transcriptOf(title));
   }
 
   toEnd(): void {
     this.following = true;
     this.scroller.scrollTop = this.scroller.scrollHeight;
+  }
+
+  /** Call before something is put above what is looked at, and the result after it. */
+  keepPlace(): () => void {
+    const { scrollTop, scrollHeight } = this.scroller;
+    return () => {
+      if (!this.following) this.scroller.scrollTop = scrollTop + this.scroller.scrollHeight - scrollHeight;
+    };
   }
 
   private grew(): void {
