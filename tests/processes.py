@@ -61,6 +61,10 @@ def serve_config(redis_url: str, upstream: str, **sections: Mapping[str, Any]) -
     return data
 
 
+class DidNotStart(AssertionError):
+    """The process ended before it served."""
+
+
 class ServeProcess:
     """One `tidewire serve`, from its start to its end."""
 
@@ -85,7 +89,7 @@ class ServeProcess:
         return self.process.pid
 
     async def start(self) -> Self:
-        """Start (again) and wait until requests are served."""
+        """Start (again) and wait until requests are served. Raises `DidNotStart`."""
         path = Path(self._folder.name) / "tidewire.toml"
         path.write_text(toml(self.config))
         words = ["-m", "server", "serve", "--config", str(path), *(["--port", str(self.port)] if self.port else [])]
@@ -101,7 +105,9 @@ class ServeProcess:
         assert self.process.stdout is not None
         async with asyncio.timeout(START_SECONDS):
             while "http://" not in (line := (await self.process.stdout.readline()).decode()):
-                assert line, f"the server did not start:\n{self.log.read_text()[-4000:]}"
+                if not line:
+                    await self.process.wait()
+                    raise DidNotStart(f"the server did not start:\n{self.log.read_text()[-4000:]}")
         self.http = line[line.index("http://") :].split()[0].rstrip("/.,")
         self.port = int(self.http.rsplit(":", 1)[1])
         return self

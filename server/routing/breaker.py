@@ -150,13 +150,13 @@ class Condition:
         match self.state:
             case State.CLOSED | State.RAMPING:
                 return 0.0
-            case State.HALF_OPEN:
-                living = self.living(now)
-                if len(living) < probes:
-                    return 0.0
-                return min(PROBE_RETRY_SECONDS, min(lease.expires for lease in living) - now)
-            case _:
+            case State.THROTTLED:
                 return max(0.0, self.until - now)
+        pause = max(0.0, self.until - now) if self.state is State.OPEN else 0.0
+        living = self.living(now)  # also of an earlier trial: probes that hang are not over because another one failed
+        if len(living) < probes:
+            return pause
+        return max(pause, min(PROBE_RETRY_SECONDS, min(lease.expires for lease in living) - now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,8 @@ def advance(
     match happening:
         case Happening.TRIP | Happening.BAR | Happening.ILL:
             pause = _pause(before.streak, happening, cause, chance, settings)
-            return Condition(state, now, now + pause, before.streak + 1, cause.why)
+            hang = _without(before, cause.lease) if happening is Happening.ILL else ()
+            return Condition(state, now, now + pause, before.streak + 1, cause.why, hang)
         case Happening.THROTTLE:
             wait = cause.wait_seconds
             until = now + (_spread(settings.open_seconds, chance) if wait is None else wait)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -81,6 +81,7 @@ class SharedBreakers:
         watch: BreakerWatch,
         chance: random.Random,
         lease_margin_seconds: float = LEASE_MARGIN_SECONDS,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self.lease_margin_seconds = lease_margin_seconds
@@ -97,8 +98,8 @@ class SharedBreakers:
         self._shown: dict[str, State] = {}
         self._chance = chance
         self._loop = asyncio.get_running_loop()
-        self._ahead = time.time() - self._loop.time()
-        """The server's clock minus this loop's."""
+        self._ahead = wall_clock() - self._loop.time()
+        """The server's clock minus this loop's; until it has told it, the wall clock's."""
         self._owner = TaskOwner("breakers")
         self._subscriber: Link | None = None
         self._primary: Link | None = None
@@ -461,6 +462,8 @@ class _Ticket:
         self._told(outcome)
         if self._board.is_half_open_since(self._target, self._episode):
             self._board.happened(self._target, happening, Cause(cause.why, cause.wait_seconds, lease))
+        else:  # it says nothing about the trials of now, but it no longer takes the place of one
+            self._board.happened(self._target, Happening.RETURN, Cause(lease=lease))
         return True
 
     def _told(self, outcome: str) -> None:

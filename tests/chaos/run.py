@@ -24,12 +24,14 @@ from tests.chaos.faults import Fault, Store, schedule
 from tests.chaos.figures import Figures
 from tests.chaos.proxy import Link, Proxy, proxying, shuffled
 from tests.chaos.rig import MODEL, Rig, incarnation, rig
-from tests.processes import ServeProcess
+from tests.processes import DidNotStart, ServeProcess
 from tests.servers import RedisServer
 
 SLOW_BYTES_PER_SECOND: Final = 6_000.0
 PROGRESS_SECONDS: Final = 5.0
 DRAIN_SECONDS: Final = 4.0
+STARTS: Final = 10
+"""Times that a node is started again which ended because Redis was away."""
 RECOVERY_SECONDS: Final = 20.0
 """New text later than this after a kill belongs to another trouble."""
 
@@ -95,7 +97,7 @@ class Trouble:
         for message_id in await self._owned_by(owner):
             self.killed[message_id] = at
         await asyncio.sleep(seconds)
-        await node.start()
+        await self._start(node)
 
     async def _owned_by(self, owner: str) -> list[str]:
         """The running messages of a node that is dead, as long as nobody has taken them over."""
@@ -116,6 +118,17 @@ class Trouble:
         code = await node.stop()
         if code != 0:
             self.figures.problem("stuck", f"a drained node ended with exit code {code}")
+        await self._start(node)
+
+    async def _start(self, node: ServeProcess) -> None:
+        """Start it as a supervisor does: again and again, for it ends if it finds no Redis to begin with."""
+        for _ in range(STARTS):
+            try:
+                await node.start()
+                return
+            except DidNotStart:
+                self.figures.counts["starts_again"] += 1
+                await asyncio.sleep(1.0)
         await node.start()
 
     # --- connections ----------------------------------------------------------------------------------------------

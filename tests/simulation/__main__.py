@@ -49,10 +49,10 @@ def _many(first: int, count: int, jobs: int, shrinks: bool) -> int:
 
 def _one(seed: int, verbose: bool, shrinks: bool) -> int:
     from tests.simulation import run
-    from tests.simulation.schedule import draw
+    from tests.simulation.outages import world_of
 
     run.prepare()
-    schedule = draw(seed)
+    schedule = world_of(seed)
     first, second = (run.play(schedule, verbose=True) for _ in range(2))
     print(schedule)
     if verbose:
@@ -66,9 +66,9 @@ def _one(seed: int, verbose: bool, shrinks: bool) -> int:
 
 def _show_shrunk(seed: int) -> None:
     from tests.simulation import run
-    from tests.simulation.schedule import draw
+    from tests.simulation.outages import world_of
 
-    schedule = run.shrink(draw(seed))
+    schedule = run.shrink(world_of(seed))
     outcome = run.play(schedule, verbose=True)
     print(f"\nshrunk to {len(schedule.steps)} steps: {outcome.violation}\n{schedule}\n")
     print("\n".join(outcome.trace))

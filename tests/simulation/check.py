@@ -15,9 +15,12 @@ import msgpack
 
 from protocol.client.message import MessageState
 from server.messages import scripts
+from server.upstreams.base import Fault
 from tests.simulation.books import NAMES, Books
 from tests.simulation.loop import Host
 from tests.simulation.redis import ReplyError, Stream
+from tests.simulation.rotation import NAMES as BREAKERS
+from tests.simulation.rotation import Rotation
 from tests.simulation.upstream import Called
 
 if TYPE_CHECKING:
@@ -143,8 +146,10 @@ class Check:
         self.rescued: dict[tuple[str, str], float] = {}
         limits = world.schedule.limits
         self.books = None if limits is None else Books(self, limits.lease_seconds, limits.outage == "local")
+        breakers = world.schedule.breakers
+        self.rotation = None if breakers is None else Rotation(self, breakers)
         self._parts: dict[tuple[int, str], list[str]] = {}
-        self._names = {script.sha: script.name.partition("_v")[0] for script in scripts.ALL} | NAMES
+        self._names = {script.sha: script.name.partition("_v")[0] for script in scripts.ALL} | NAMES | BREAKERS
         self._watches = {
             "claim": self._claimed,
             "append": self._appended,
@@ -183,6 +188,8 @@ class Check:
         if watch is not None:
             keys = command[3 : 3 + command[2]]
             watch(host, keys, command[3 + command[2] :], reply)
+        elif self.rotation is not None and command[1] in BREAKERS:
+            self.rotation.ran(script, reply)
         elif self.books is not None and command[1] in NAMES:
             self.books.ran(host, script, command[3 : 3 + command[2]], command[3 + command[2] :], reply)
 
@@ -297,6 +304,8 @@ class Check:
         self.losses += 1
         if self.books is not None:
             self.books.lost()
+        if self.rotation is not None:
+            self.rotation.look()
         space = self.world.server.space
         for truth in self.truths.values():
             journal = space.data.get(truth.record[:-1] + b"j")
@@ -322,6 +331,13 @@ class Check:
             self.fail("G4", f"{truth.id} goes on after a takeover, though a stop was asked for before")
         if called.number > allocated:
             self.fail("G1", f"call {called.number} for {called.message_id}, but {allocated} attempts were allocated")
+        if self.rotation is not None:
+            self.rotation.called(called)
+
+    def call_ended(self, called: Called, fault: Fault | None) -> None:
+        """A call came to its end, well or not."""
+        if self.rotation is not None:
+            self.rotation.ended(called, fault)
 
     # --- what clients see ---
 

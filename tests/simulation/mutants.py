@@ -7,8 +7,9 @@ repository is not touched. An edit whose text is no longer there is an error: th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, Final
 
 from server.messages.claim import Claim
@@ -18,6 +19,9 @@ from server.messages.journal import Outbox, _Flight
 from server.messages.keeper import Keeper
 from server.messages.ownership import Observer
 from server.messages.service import Messages
+from server.routing import breaker
+from server.routing.breaker import Breaker, Condition
+from server.routing.shared_breaker import SharedBreakers
 from server.sessions.outbound import Follow, Outbound
 from server.store.keys import MessageKeys, hold_id
 
@@ -31,7 +35,7 @@ class Mutant:
     """What is wrong with it."""
     edits: tuple[tuple[bytes, bytes, bytes], ...] = ()
     """(how the script's own description begins, text, its replacement)."""
-    methods: tuple[tuple[type, str, Any], ...] = ()
+    methods: tuple[tuple[type | ModuleType, str, Any], ...] = ()
     edited: set[bytes] = field(default_factory=set, compare=False)
 
     def edit_script(self, source: bytes) -> bytes:
@@ -63,6 +67,7 @@ _START: Final = b"-- Allocate an attempt"
 _QUOTAS: Final = b"-- What the quota scripts share"
 _RESERVE: Final = b"-- Reserve in all of"
 _SETTLE: Final = b"-- Replace a hold by"
+_SWAP: Final = b"-- Replace the shared condition"
 _take: Final = Outbox.take
 _command: Final = Outbox.command
 _claim: Final = Messages._claim
@@ -173,7 +178,27 @@ def _renumber_what_is_left(self: Outbox, tip: int, attempts: bytes) -> bool:
     return True
 
 
-def _methods(*triples: tuple[type, str, Callable[..., Any]]) -> tuple[tuple[type, str, Any], ...]:
+def _probed_by_all(before: Condition, lease: Any, now: float, settings: Any) -> Condition | None:
+    return _probed(before, lease, now, settings.model_copy(update={"probes": 1000}))
+
+
+def _wait_for_no_probe(self: Condition, now: float, probes: int) -> float:
+    return _wait(self, now, 1000)
+
+
+_probed: Final = breaker._probed
+_wait: Final = Condition.wait
+
+
+def _never_trips(self: Breaker, now: float, *, failed: bool, slow: bool) -> bool:
+    return False
+
+
+def _deaf(self: SharedBreakers, data: bytes) -> None:
+    pass
+
+
+def _methods(*triples: tuple[type | ModuleType, str, Any]) -> tuple[tuple[type | ModuleType, str, Any], ...]:
     return triples
 
 
@@ -305,6 +330,24 @@ MUTANTS: Final = (
         "bill-forgotten-at-reopening",
         "a reopened message forgets what its earlier runs were billed",
         ((_CLAIM, b"'HDEL', KEYS[1], 'end', ", b"'HDEL', KEYS[1], 'end', 'records', "),),
+    ),
+    Mutant(
+        "probes-without-limit",
+        "whoever finds a pause over tries the target",
+        (),
+        _methods((breaker, "_probed", _probed_by_all), (Condition, "wait", _wait_for_no_probe)),
+    ),
+    Mutant(
+        "condition-not-compared",
+        "a breaker is moved on from what it was a moment ago",
+        ((_SWAP, b"if version ~= ARGV[1] then", b"if false then"),),
+    ),
+    Mutant("never-trips", "no failure takes a target out of use", (), _methods((Breaker, "count", _never_trips))),
+    Mutant(
+        "others-not-told",
+        "a node that takes a target out of use is not heard by the others",
+        (),
+        _methods((SharedBreakers, "_heard", _deaf)),
     ),
 )
 """All of them."""

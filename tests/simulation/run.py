@@ -15,7 +15,8 @@ import structlog
 from tests.simulation.check import Violation
 from tests.simulation.loop import Stuck
 from tests.simulation.mutants import MUTANTS, Mutant
-from tests.simulation.schedule import Schedule, draw
+from tests.simulation.outages import world_of
+from tests.simulation.schedule import Schedule
 from tests.simulation.world import World
 
 CHUNK: Final = 40
@@ -66,7 +67,7 @@ def play(schedule: Schedule, mutant: Mutant | None = None, verbose: bool = False
 def play_all(seeds: Iterable[int], mutant: Mutant | None = None) -> Iterator[Outcome]:
     """Play seeds one after another."""
     for count, seed in enumerate(seeds, 1):
-        yield play(draw(seed), mutant)
+        yield play(world_of(seed), mutant)
         if count % SEEDS_PER_COLLECTION == 0:
             gc.collect()
 
@@ -156,7 +157,7 @@ def hunt(name: str, most: int) -> Hunt:
         if caught is None:
             break
         tried = caught.seed + 1
-        if play(draw(caught.seed)).violation is None:
+        if play(world_of(caught.seed)).violation is None:
             return Hunt(name, caught.seed, tried, caught.violation or "")
     return Hunt(name, None, most, "")
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from server.messages.request import most_input
 from tests.simulation.upstream import Speech, request
 
+if TYPE_CHECKING:
+    from tests.simulation.outages import SimBreakers
+
+TARGETS: Final = ("near", "far")
 FAULTS_END_SECONDS: Final = 45.0
 LIMITED: Final = 1 / 3
 """Share of the worlds that have quotas; the others are as they would be without."""
@@ -66,6 +70,7 @@ class Schedule:
     """Share of journaled frames that vanish on the way to a client, as no TCP would: the client has to notice."""
     steps: tuple[Step, ...]
     limits: SimLimits | None = None
+    breakers: SimBreakers | None = None
 
     def without(self, index: int) -> Schedule:
         """The same world where step `index` does not happen."""
@@ -78,6 +83,8 @@ class Schedule:
         )
         if self.limits is not None:
             head += f", {self.limits}"
+        if self.breakers is not None:
+            head += f", {self.breakers}"
         return "\n".join([head, *map(str, self.steps)])
 
 

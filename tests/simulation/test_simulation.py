@@ -15,6 +15,7 @@ from server.messages.reservation import Reservation
 from server.quotas.base import Used
 from tests.simulation.loop import SimLoop
 from tests.simulation.mutants import MUTANTS, Mutant
+from tests.simulation.outages import world_of
 from tests.simulation.run import play, shrink
 from tests.simulation.schedule import draw
 
@@ -46,7 +47,7 @@ def test_what_once_failed_holds() -> None:
 
 def test_a_run_whose_node_died_before_settling_it_is_settled_by_the_next() -> None:
     """Seed 703417: two nodes die one after the other, the second between the end it wrote and its settlement."""
-    world = draw(703417)
+    world = world_of(703417)
     assert play(world).violation is None
     unsettled = Mutant("", "", (), ((Reservation, "settle_earlier", _settle_nothing),))
     with unsettled.applied():
@@ -68,12 +69,17 @@ def test_a_seed_replays_exactly(seed: int) -> None:
 def test_a_failure_is_shrunk() -> None:
     mutant = next(m for m in MUTANTS if m.name == "same-seq-after-takeover")
     with mutant.applied():
-        schedule = next(s for s in map(draw, range(200)) if play(s, mutant).violation is not None)
+        schedule = next(s for s in map(world_of, range(200)) if play(s, mutant).violation is not None)
     smaller = shrink(schedule, mutant)
     assert len(smaller.steps) <= 4, smaller
     with mutant.applied():
         assert play(smaller, mutant).rule == "G4"
     assert play(replace(smaller)).violation is None
+
+
+def test_a_dead_target_that_stays_in_use_is_seen() -> None:
+    done = simulate("--mutant", "never-trips", "--seeds", "100", "--jobs", "1")
+    assert "stays in use" in done.stdout, done.stdout + done.stderr
 
 
 def test_mutants_leave_nothing_behind() -> None:

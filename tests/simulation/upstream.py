@@ -11,6 +11,9 @@ from typing import Any, Final
 from server.upstreams.base import Batch, Call, Capabilities, Fault, TokenUsage, UpstreamFailure
 
 WORDS: Final = ("tide", "wätér", "moor", "ebb 🌊", "chain", "slack", "\n", "fathom", "lee", "日本")
+HANGS: Final = 0.6
+"""Share of the calls that a target which hangs leaves waiting for as long as it can; the others fail soon."""
+SOON_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Called:
     prefilled: str = ""
     said: list[str] = field(default_factory=list)
     ended: str = "open"
+    """Or `done`, `broken`, `closed` (by us)."""
 
 
 class Upstream:
@@ -52,6 +56,9 @@ class Upstream:
         self.log: list[Called] = []
         self.by_message: dict[str, list[Called]] = {}
         self.on_call: Callable[[Called], None] = lambda called: None
+        self.on_end: Callable[[Called, Fault | None], None] = lambda called, fault: None
+        self.outages: dict[str, tuple[Fault, float]] = {}
+        """Target → how its calls fail now, and after how many seconds at most."""
 
     def text(self, message_id: str, number: int, pieces: int) -> list[str]:
         """What call `number` for this message says: no two calls say the same."""
@@ -89,6 +96,10 @@ class SimDriver:
         breaks = speech.fails_at[called.number - 1] if called.number <= len(speech.fails_at) else -1
         chance = self.upstream.chance
         try:
+            if (outage := self.upstream.outages.get(self.target)) is not None:
+                fault, after = outage
+                await asyncio.sleep(after if chance.random() < HANGS else min(after, SOON_SECONDS))
+                raise self._fails(called, fault)
             at = 0
             while at < len(pieces):
                 gap = speech.gap_seconds
@@ -96,18 +107,23 @@ class SimDriver:
                 if speech.silent and at <= len(pieces) // 2 < at + speech.burst:
                     await asyncio.sleep(speech.silent)
                 if 0 <= breaks < at + speech.burst:
-                    called.ended = "broken"
-                    raise UpstreamFailure(Fault.BROKEN_STREAM, "the script says so")
+                    raise self._fails(called, Fault.BROKEN_STREAM)
                 part = pieces[at : at + speech.burst]
                 at += len(part)
                 text = "".join(part)
                 called.said.append(text)
                 yield Batch([("text", text)], chunks=len(part))
             called.ended = "done"
+            self.upstream.on_end(called, None)
             yield Batch(finish_reason="stop", usage=TokenUsage(10, len(pieces)))
         finally:
             if called.ended == "open":
                 called.ended = "closed"
+
+    def _fails(self, called: Called, fault: Fault) -> UpstreamFailure:
+        called.ended = "broken"
+        self.upstream.on_end(called, fault)
+        return UpstreamFailure(fault, "the script says so")
 
     async def check(self) -> str | None:
         """See `Driver`."""

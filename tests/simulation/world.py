@@ -32,7 +32,9 @@ from server.quotas import scripts as quota_scripts
 from server.quotas.base import Payer
 from server.quotas.limits import Limits, Policy
 from server.quotas.service import Quotas
+from server.routing import shared_breaker
 from server.routing.attempts import Route
+from server.routing.gate import Gate
 from server.sessions import handlers as _handlers  # noqa: F401 - fills the table of handlers
 from server.sessions.actor import Session, SessionLimits, SessionMeans
 from server.sessions.audience import Audience
@@ -42,12 +44,14 @@ from server.store.link import Address, StoreError
 from server.store.replicas import Replicas
 from server.store.store import Script, Store
 from server.store.topology import SingleTopology
+from server.upstreams.base import Fault
 from tests.permissive import NoQuota, OpenGate
 from tests.simulation.check import BOGUS, Check, Violation
 from tests.simulation.clients import SimClient
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
-from tests.simulation.network import Delays, SimLink, SimServer, SimSocket
-from tests.simulation.schedule import OUTPUT_TOKENS, Schedule
+from tests.simulation.network import EPOCH, Delays, SimLink, SimServer, SimSocket
+from tests.simulation.outages import MARGIN_SECONDS, SILENCE_SECONDS
+from tests.simulation.schedule import OUTPUT_TOKENS, TARGETS, Schedule
 from tests.simulation.upstream import SimDriver, Upstream, request
 
 QUIET_SECONDS: Final = 60.0
@@ -55,11 +59,10 @@ QUIET_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 0.2
 MAX_FRAME_BYTES: Final = 2_048
 """A small limit, so that snapshots come in parts."""
-TARGETS: Final = ("near", "far")
 PRICE: Final = Price(Decimal(1), Decimal(2))
 BEYOND: Final = 7
 _SETTINGS: Final = ServerSettings(frames_per_second=1_000_000)
-OWNERS: Final = ("hub:", "messages:", "journal:", "ownership:", "quotas:", "store:", "n")
+OWNERS: Final = ("hub:", "messages:", "journal:", "ownership:", "quotas:", "breakers:", "store:", "n")
 """Names of those whose tasks may not die of an exception."""
 LIMITS: Final = SessionLimits(_SETTINGS, ConnectionLimits(_SETTINGS))
 
@@ -155,7 +158,10 @@ class SimNode:
 
     @property
     def _scripts(self) -> Sequence[Script]:
-        return scripts.ALL if self.world.schedule.limits is None else (*scripts.ALL, *quota_scripts.ALL)
+        schedule = self.world.schedule
+        quotas = () if schedule.limits is None else quota_scripts.ALL
+        breakers = () if schedule.breakers is None else shared_breaker.ALL
+        return (*scripts.ALL, *quotas, *breakers)
 
     @property
     def _price(self) -> Price | None:
@@ -172,6 +178,21 @@ class SimNode:
         quotas.start()
         return quotas
 
+    async def _gate(self, store: Store, routes: dict[str, Route], chance: random.Random) -> Gate:
+        """The breakers, where the world has them."""
+        breakers = self.world.schedule.breakers
+        if breakers is None:
+            return OpenGate()
+        watched = [shared_breaker.Watched(name, f"model-{name}", (name,), SILENCE_SECONDS) for name in TARGETS]
+        gate = shared_breaker.SharedBreakers(
+            watched, routes, breakers.settings, store, NoMetrics(), chance, MARGIN_SECONDS, self._wall_clock
+        )
+        await gate.start()
+        return gate
+
+    def _wall_clock(self) -> float:
+        return EPOCH + self.world.loop.now
+
     async def _boot(self) -> None:
         world = self.world
         schedule = world.schedule
@@ -186,6 +207,8 @@ class SimNode:
         await hub.start(control_channel(self.id))
         reader = Reader(store)
         self.quotas = self._quotas(store)
+        chance = random.Random(f"{schedule.seed} {self.id}")
+        routes = {"default": Route("default", TARGETS, schedule.on_midstream, frozenset(TARGETS))}  # type: ignore[arg-type]
         means = Means(
             store=store,
             journal=Journal(store),
@@ -194,16 +217,15 @@ class SimNode:
                 name: Target(name, f"model-{name}", SimDriver(world.upstream, name, self.id), self._price, True)
                 for name in TARGETS
             },
-            routes={"default": Route("default", TARGETS, schedule.on_midstream, frozenset(TARGETS))},  # type: ignore[arg-type]
+            routes=routes,
             watch=NoMetrics(),  # type: ignore[arg-type]
             event_bytes=schedule.event_bytes,
             max_bytes=1_000_000,
             replicas=Replicas(store),
-            gate=OpenGate(),
+            gate=await self._gate(store, routes, random.Random(f"breakers {schedule.seed} {self.id}")),
             quotas=self.quotas or NoQuota(),
             conversations=Conversations(store, hub, reader, {}, 3600.0, 3600.0),
         )
-        chance = random.Random(f"{schedule.seed} {self.id}")
         self.keeper = Keeper(means, reader, self.id, Times(schedule.retention_seconds, 3600.0), chance)
         self.messages = Messages(means, reader, self.keeper, self.id, chance, Prompts())
         self.messages.start()
@@ -284,6 +306,7 @@ class World:
         self.server.on_lost = self.check.lost
         self.upstream = Upstream(self.chance)
         self.upstream.on_call = self.check.called
+        self.upstream.on_end = self.check.call_ended
         self.upstream.speeches = {f"m{i}": speech for i, speech in enumerate(schedule.speeches)}
         self.nodes: list[SimNode] = []
         self.by_id: dict[str, SimNode] = {}
@@ -348,6 +371,10 @@ class World:
         if any(a < end and b > start and who != but for a, b, who in self.disturbed):
             return False
         return any(node.ready and not node.host.dead for node in self.nodes)
+
+    def troubled(self, start: float, end: float) -> bool:
+        """Whether anything but deaths and departures of nodes befell them in that time."""
+        return any(a < end and b > start and who in TROUBLES for a, b, who in self.disturbed)
 
     # --- what befalls it ---
 
@@ -453,6 +480,10 @@ class World:
 
     def step_clock(self, seconds: float) -> None:
         self.server.skew += seconds
+
+    def step_outage(self, target: str, seconds: float, fault: Fault, after: float) -> None:
+        self.upstream.outages[target] = fault, after
+        self.later(seconds, self.upstream.outages.pop, target)
 
     def step_leave(self, number: int, patience: float) -> None:
         node = self.nodes[number]
@@ -570,4 +601,7 @@ class World:
             reader.connect()
 
 
-FAULTS: Final = frozenset({"cut_client", "stall_client", "cut_link", "kill", "pause", "freeze", "crash", "leave"})
+TROUBLES: Final = frozenset({"link", "pause", "freeze", "crash"})
+FAULTS: Final = frozenset(
+    {"outage", "cut_client", "stall_client", "cut_link", "kill", "pause", "freeze", "crash", "leave"}
+)
