@@ -297,6 +297,7 @@ def conformance(
     url: str | None = None,
     *,
     client: str | None = None,
+    faults: Annotated[bool, Parameter(negative=())] = False,
     token: Annotated[str | None, Parameter(env_var="TIDEWIRE_TOKEN")] = None,
     model: str | None = None,
     codec: Literal["json", "msgpack", "both"] = "both",
@@ -312,6 +313,7 @@ def conformance(
 
     - `tidewire conformance http://127.0.0.1:8080` checks a server; it is asked some thirty short questions per codec
     - `tidewire conformance --client "node my_client.mjs"` plays protocol/vectors to a client; see docs/clients.md
+    - `tidewire conformance --client "node my_client.mjs" --faults` puts it before a server that breaks in mid-answer
 
     Parameters
     ----------
@@ -319,6 +321,8 @@ def conformance(
         The server's address.
     client
         The command that starts the client under test.
+    faults
+        Put the client before a server that delays, splits, doubles, falls silent and closes, instead of the vectors.
     token
         A JWT or an API key for the server. Better given as TIDEWIRE_TOKEN: a command line can be read by others.
     model
@@ -332,22 +336,26 @@ def conformance(
     seconds
         How long one answer of the server may take.
     only
-        The checks, or vectors, to make; all unless given.
+        The checks, vectors or faults to make; all unless given.
     json
         Print the report as JSON.
     """
     import asyncio
 
     from server.conformance import clients
+    from server.conformance import faults as misbehaving
     from server.conformance import run as servers
     from server.conformance.checks import LONG_PROMPT, SHORT_PROMPT, Probe
 
     if (url is None) == (client is None):
         raise Misuse("give either the URL of a server or the --client to check; see tidewire conformance --help")
+    if faults and client is None:
+        raise Misuse("--faults are for clients: give the --client to check")
     codecs = servers.CODECS[codec]
     try:
         if client is not None:
-            report = asyncio.run(clients.check_client(client, codecs, only or ()))
+            check = misbehaving.check_faults if faults else clients.check_client
+            report = asyncio.run(check(client, codecs, only or ()))
         else:
             from server.chat import full_url
 

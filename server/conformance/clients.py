@@ -275,7 +275,7 @@ async def check_client(
     chosen = {name: vector for name, vector in vectors().items() if conversations or "/" not in name}
     if unknown := sorted(set(only) - chosen.keys()):
         raise ValueError(f"no such vector: {', '.join(unknown)}")
-    async with _started(command) as program:
+    async with started(command) as program:
         results = [
             await _result(name, vector, codec, program)
             for codec in codecs
@@ -297,7 +297,7 @@ async def _result(name: str, vector: Map, codec: Codec, program: Program) -> Res
 
 
 @asynccontextmanager
-async def _started(command: str) -> AsyncIterator[Program]:
+async def started(command: str) -> AsyncIterator[Program]:
     """The program, from its start to its end; what it writes on standard error is shown."""
     try:
         words = shlex.split(command)

@@ -6,14 +6,17 @@ import asyncio
 import sys
 from typing import Any
 
+from protocol.client import aio
 from protocol.client.message import ClientMessage, MessageState
+from protocol.client.outbox import Outbox
+from protocol.client.progress import Progress
 from protocol.client.session import ClientSession
 from tests.clients.tidewire_adapter import main
 
 Map = dict[str, Any]
 
 
-def deaf_to_gaps(self: ClientSession, message: ClientMessage, reason: str) -> list[Any]:
+def deaf_to_gaps(self: Progress, message: ClientMessage, reason: str) -> list[Any]:
     return []
 
 
@@ -33,11 +36,23 @@ def forgetful(self: ClientSession) -> Map:
     return {"type": "hello", "client": self.client}
 
 
-DEFECTS: dict[str, tuple[type, str, Any]] = {
-    "deaf": (ClientSession, "_resync", deaf_to_gaps),
+def renaming(self: Any, message: ClientMessage) -> None:
+    if message._uncertain:
+        message.id = f"{message.id}-again"
+    self.put({"type": "send", "id": message.id, **(message.request or {})})
+
+
+def stubborn(code: int) -> bool:
+    return True
+
+
+DEFECTS: dict[str, tuple[Any, str, Any]] = {
+    "deaf": (Progress, "_resync", deaf_to_gaps),
     "doubling": (ClientSession, "_on_delta", doubling),
     "trusting": (type(ClientMessage("", None, MessageState.SENDING)._visible), "matches", trusting),
     "forgetful": (ClientSession, "hello", forgetful),
+    "renaming": (Outbox, "send", renaming),
+    "stubborn": (aio, "may_reconnect", stubborn),
 }
 
 if __name__ == "__main__":
