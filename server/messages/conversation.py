@@ -1,4 +1,4 @@
-"""Conversations: entries, the tree they form, what of a branch a model is sent. Pure.
+"""Conversations: entries and the tree they form. Pure.
 
 An **entry** is a turn of a user, an answer, a tool's result or an instruction. Each has an id and a `parent`; so edit
 and regenerate are branches, and a branch is the path from one entry up to the root. An answer's entry has the id of
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -26,14 +26,6 @@ PART_BYTES: Final = 32_768
 """A text or part larger than this is stored once and sent by reference."""
 MAX_INPUTS: Final = 256
 """Most messages (or parts of one) in an `input`: one script enters them all, while Redis serves nobody else."""
-BYTES_PER_TOKEN: Final = 3
-MESSAGE_TOKENS: Final = 4
-IMAGE_TOKENS: Final = 1_000
-"""What a part that is not text is taken for; providers count differently."""
-DEFAULT_CONTEXT_TOKENS: Final = 131_072
-"""What a target without `context_tokens` is taken for."""
-MAX_RESERVE_TOKENS: Final = 4_096
-"""Room kept for the answer, if the request names no limit; at most a quarter of the context."""
 NO_RESULT: Final = "no result"
 """Content that stands for a tool's answer that never came."""
 PINNED_ROLES: Final = frozenset({"system", "developer"})
@@ -204,143 +196,7 @@ def resolved(message: Map, parts: Mapping[str, bytes]) -> Map:
     return {**message, "content": whole}
 
 
-# --- what a model is sent ---------------------------------------------------------------------------------------------
-
-
-def count_tokens(message: Mapping[str, Any]) -> int:
-    """An estimate that errs on the safe side: a token per three bytes of text, four per message, `IMAGE_TOKENS` per
-    other part."""
-    content = message.get("content")
-    size, others = 0, 0
-    if isinstance(content, str):
-        size = len(content.encode())
-    elif isinstance(content, list):
-        for part in content:
-            if part.get("type") != "text":
-                others += 1
-            elif "ref" in part:
-                size += part.get("bytes", 0)
-            else:
-                size += len(str(part.get("text", "")).encode())
-    if calls := message.get("tool_calls"):
-        size += len(orjson.dumps(calls))
-    return MESSAGE_TOKENS + -(-size // BYTES_PER_TOKEN) + others * IMAGE_TOKENS
-
-
-def room_of(context_tokens: int | None, max_output_tokens: int | None) -> int:
-    """How many tokens of input fit: the context without what is kept for the answer."""
-    context = context_tokens or DEFAULT_CONTEXT_TOKENS
-    return context - (max_output_tokens or min(MAX_RESERVE_TOKENS, context // 4))
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a model is sent of a branch."""
-
-    messages: list[Map]
-    """Chat messages, large parts still by reference."""
-    entries: list[str]
-    """Their entries, in order; '' for a result that never came."""
-    dropped: int
-    """Entries of the branch that were left out, as far as they were looked at."""
-    tokens: int
-
-
-class TooLong(Exception):
-    """What may not be left out is more than fits."""
-
-    def __init__(self, needed: int, room: int) -> None:
-        super().__init__(f"{needed} tokens of input, room for {room}")
-        self.needed = needed
-        self.room = room
-
-
-@dataclass(slots=True)
-class _Unit:
-    """What is kept or left out as one: a message, or an answer with tool calls and the results of these."""
-
-    ids: list[str]
-    messages: list[Map]
-    turn: int
-    fixed: bool
-    tokens: int = 0
-    answers: set[str] = field(default_factory=set)
-
-
-def trim(entries: Sequence[Map], room: int) -> Context:
-    """Choose what of a branch (oldest first, as `Entry.as_map`) is sent. Raises `TooLong`.
-
-    System and pinned entries stay; so does the current input: the last question and the last tool results with their
-    calls. Of the rest the oldest turns go first, each as a whole; in the turn that is being answered, the oldest steps
-    of tool use. An answer without text is not sent; a tool call without a result gets one that says so.
-    """
-    units = _units(entries)
-    for unit in units:
-        unit.tokens = sum(count_tokens(message) for message in unit.messages)
-    last_turn = units[-1].turn if units else 0
-    for index, unit in enumerate(units):
-        question = unit.turn == last_turn and unit.messages[0]["role"] == "user"
-        unit.fixed = unit.fixed or question or index == len(units) - 1
-    total = sum(unit.tokens for unit in units)
-    needed = sum(unit.tokens for unit in units if unit.fixed)
-    if needed > room:
-        raise TooLong(needed, room)
-    gone: set[int] = set()
-    for index, unit in enumerate(units):
-        if total <= room:
-            break
-        if unit.fixed or index in gone:
-            continue
-        turn = unit.turn
-        for other in range(index, len(units)):
-            if units[other].turn != turn or (turn == last_turn and other > index):
-                break
-            if not units[other].fixed:
-                gone.add(other)
-                total -= units[other].tokens
-    kept = [unit for index, unit in enumerate(units) if index not in gone]
-    return Context(
-        [message for unit in kept for message in unit.messages],
-        [entry for unit in kept for entry in unit.ids],
-        sum(len(units[index].ids) for index in gone),
-        total,
-    )
-
-
-def shortened(entries: Sequence[Map], room: int) -> list[Map]:
-    """The branch without what no target of the route has room for; whole, if nothing of it may be left out."""
-    try:
-        kept = set(trim(entries, room).entries)
-    except TooLong:
-        return list(entries)
-    return [entry for entry in entries if entry["id"] in kept]
-
-
-def _units(entries: Sequence[Map]) -> list[_Unit]:
-    units: list[_Unit] = []
-    turn, asker = 0, ""
-    for entry in entries:
-        message, role = dict(entry["message"]), entry["role"]
-        if role == "tool" and units and message.get("tool_call_id") in units[-1].answers:
-            units[-1].answers.discard(message["tool_call_id"])
-            units[-1].ids.append(entry["id"])
-            units[-1].messages.append(message)
-            continue
-        if role == "assistant":
-            if entry["state"] != "done":
-                message.pop("tool_calls", None)
-            if not message.get("content") and not message.get("tool_calls"):
-                continue
-        if role == "user" and entry["of"] != asker:
-            turn, asker = turn + 1, entry["of"]
-        calls = {str(call.get("id")) for call in message.get("tool_calls") or ()} if role == "assistant" else set()
-        fixed = role in PINNED_ROLES or bool(entry.get("pinned"))
-        units.append(_Unit([entry["id"]], [message], turn, fixed, answers=calls))
-    for unit in units:
-        for call in sorted(unit.answers):
-            unit.ids.append("")
-            unit.messages.append({"role": "tool", "tool_call_id": call, "content": NO_RESULT})
-    return units
+# --- answers --------------------------------------------------------------------------------------------------------
 
 
 def open_calls(body: Map) -> list[str]:

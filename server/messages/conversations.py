@@ -20,6 +20,7 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages import conversation as pure
+from server.messages.branch import MESSAGE_TOKENS, Branch, count_tokens
 from server.messages.conversation import Entry, Map
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL, Hub
@@ -175,7 +176,7 @@ class Conversations:
         given = pure.inputs_of(send.input)
         if not given and send.parent is None:
             raise ProtocolError("invalid_frame", "send: `input` is missing (or `parent`, to have it answered again)")
-        needed = sum(pure.count_tokens(message) for message in given)
+        needed = sum(count_tokens(message) for message in given)
         if needed > room:
             raise too_long(needed, room)
         assert send.conversation is not None
@@ -259,7 +260,7 @@ class Conversations:
             del shown["parent"]
             args += [
                 entry.id, entry.role, "1" if entry.pinned else "", pure.size_of(entry.body),
-                pure.count_tokens(entry.body["message"]), orjson.dumps(entry.body),
+                count_tokens(entry.body["message"]), orjson.dumps(entry.body),
                 orjson.dumps({"type": "message", **shown}),
             ]  # fmt: skip
         reply = await run(self.store, CONVERSATION_ENTER, place.keys, args, seconds)
@@ -307,23 +308,24 @@ class Conversations:
 
     async def history(
         self, place: Place, message_id: str, fence: bytes, record: MessageKeys, tokens: int
-    ) -> list[Map] | None:
-        """What the message answers: the branch above it, oldest first, written into its record once.
+    ) -> Branch | None:
+        """What the message answers: the branch above it, written into its record once.
 
         None if another node owns the message by now. Raises `StoreError` or `TimeoutError`.
         """
         stored = await self.store.call(record.record, "HGET", record.record, "history", seconds=STEP_SECONDS)
         if stored is None:
-            most = min(CONTEXT_ENTRIES, tokens // pure.MESSAGE_TOKENS + 1)
+            most = min(CONTEXT_ENTRIES, tokens // MESSAGE_TOKENS + 1)
             page = await self.page(place, anchor=message_id, limit=most, budget=tokens, pins=True, seconds=STEP_SECONDS)
             entries = [*page.pinned, *page.entries]
-            branch = pure.shortened([entry.as_map() | {"pinned": entry.id in page.pins} for entry in entries], tokens)
-            packed = orjson.dumps(branch)
+            branch = Branch([entry.as_map() | {"pinned": entry.id in page.pins} for entry in entries]).within(tokens)
+            packed = orjson.dumps(branch.entries)
             stored = await self.store.run(RESOLVE, [record.record], [fence, packed], seconds=STEP_SECONDS)
             if stored is None:
                 return None
-        found: list[Map] = orjson.loads(stored)
-        return found
+            if stored == packed:
+                return branch
+        return Branch(orjson.loads(stored))
 
     async def whole(self, keys: ConversationKeys, messages: Sequence[Map]) -> list[Map]:
         """The messages with their large parts in place. Raises `StoreError`, `TimeoutError`, `ProtocolError`."""
@@ -377,7 +379,7 @@ class Conversations:
         args: list[Any] = [
             message_id, token, state, repr(now), self._ttl, LOG_EVENTS, pure.size_of(body), orjson.dumps(body),
             orjson.dumps({"type": "message", **shown}), repr(now + self.tool_seconds),
-            pure.count_tokens(body["message"]), *(pure.open_calls(body) if state == "done" else ()),
+            count_tokens(body["message"]), *(pure.open_calls(body) if state == "done" else ()),
         ]  # fmt: skip
         return await run(self.store, CONVERSATION_ADVANCE, place.keys, args)
 

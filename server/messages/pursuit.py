@@ -13,7 +13,7 @@ import structlog
 from server.messages import request as asked
 from server.messages import structured
 from server.messages.answer import Answer
-from server.messages.conversation import TooLong
+from server.messages.branch import TooLong
 from server.messages.flight import Flight, race
 from server.messages.journal import JournalLost, Verdict
 from server.messages.life import STORE_SECONDS, Life, Stopped, until_redis_answers

@@ -7,7 +7,7 @@ from typing import Any
 from protocol.errors import ProtocolError
 from protocol.frames import DEFAULT_ROUTE
 from server.messages import request as asked
-from server.messages.conversation import TooLong, count_tokens, room_of, trim
+from server.messages.branch import Branch, TooLong, count_tokens, room_of
 from server.messages.journal import JournalLost, Verdict
 from server.messages.life import Life, until_redis_answers
 from server.messages.means import Means, Target
@@ -24,7 +24,7 @@ class Question:
         self.means = means
         self.sent: list[dict[str, Any]] = []
         """What the target of the present attempt is sent."""
-        self._history: list[dict[str, Any]] | None = None
+        self._history: Branch | None = None
         """The branch that this answers, if it is part of a conversation."""
         self._before, self._after = around(life.claim.request)
         """The prompt's messages around that branch."""
@@ -60,7 +60,7 @@ class Question:
         if self._history is None or place is None:
             self.sent = self.life.claim.request.get("messages", [])
             return {}
-        context = trim(self._history, self._room(target))
+        context = self._history.trim(self._room(target))
         branch = context.messages
         try:
             branch = await until_redis_answers(lambda: self.means.conversations.whole(place.keys, context.messages))
@@ -89,7 +89,7 @@ class Question:
             messages: list[dict[str, Any]] = self.life.claim.request.get("messages", [])
             return messages
         try:
-            return [*self._before, *trim(self._history, self._largest_room(route)).messages, *self._after]
+            return [*self._before, *self._history.trim(self._largest_room(route)).messages, *self._after]
         except TooLong:
             return []  # refused before anything is sent
 

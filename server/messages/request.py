@@ -94,6 +94,7 @@ def wants_structure(request: Request) -> bool:
     )
 
 
+_PLAIN: Final = frozenset({"role", "content"})
 MESSAGE_TOKENS: Final = 16
 """More than any chat template puts around one message."""
 IMAGE_TOKENS: Final = 2_048
@@ -107,13 +108,27 @@ def count_input(messages: list[dict[str, Any]]) -> int:
 
 def _text_bytes(message: dict[str, Any]) -> int:
     content = message.get("content")
-    parts = [content] if isinstance(content, str) else [part.get("text") for part in content or ()]
-    return sum(len(part.encode()) for part in parts if isinstance(part, str))
+    if isinstance(content, str):
+        return bytes_of(content)
+    texts = [part.get("text") for part in content or ()]
+    return sum([bytes_of(text) for text in texts if isinstance(text, str)])
+
+
+def bytes_of(text: str) -> int:
+    """Its length in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def least_input(messages: list[dict[str, Any]]) -> int:
     """So many input tokens it is at least: hardly any token stands for more than 16 bytes of text."""
     return sum(_text_bytes(message) for message in messages) // 16
+
+
+def _most_of_part(part: dict[str, Any]) -> int:
+    text = part.get("text")
+    if isinstance(text, str):
+        return bytes_of(text)
+    return IMAGE_TOKENS if "image" in str(part.get("type")) else len(orjson.dumps(part))
 
 
 def most_input(request: Request) -> int:
@@ -127,16 +142,12 @@ def most_input(request: Request) -> int:
     for message in request.get("messages", []):
         total += MESSAGE_TOKENS + len(message.get("role", ""))
         content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
-        for part in parts:
-            text = part.get("text")
-            if isinstance(text, str):
-                total += len(text.encode())
-            else:
-                total += IMAGE_TOKENS if "image" in str(part.get("type")) else len(orjson.dumps(part))
-        rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-        if rest:
-            total += len(orjson.dumps(rest))
+        if isinstance(content, str):
+            total += bytes_of(content)
+        else:
+            total += sum([_most_of_part(part) for part in content or ()])
+        if message.keys() - _PLAIN:
+            total += len(orjson.dumps({key: value for key, value in message.items() if key not in _PLAIN}))
     for option in ("tools", "response_format"):
         if request.get(option) is not None:
             total += len(orjson.dumps(request[option]))

@@ -18,8 +18,8 @@ from protocol.errors import ProtocolError
 from protocol.frames import DEFAULT_ROUTE, END_STATES, Send
 from server.access.identity import Principal
 from server.messages import request as asked
+from server.messages.branch import count_tokens, room_of
 from server.messages.claim import Claim
-from server.messages.conversation import count_tokens, room_of
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper

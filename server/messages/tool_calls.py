@@ -10,6 +10,7 @@ import orjson
 
 from protocol.errors import ProtocolError
 from server.messages import conversation as pure
+from server.messages.branch import count_tokens
 from server.messages.conversation import Entry, Map
 from server.messages.place import LOG_EVENTS, STEP_SECONDS, Place, keep_parts, run, unknown
 from server.messages.scripts import CONVERSATION_APPEND
@@ -102,6 +103,6 @@ def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes],
     shown = Entry(name, None, 0, "tool", "done", "", body).shown()
     del shown["parent"], shown["message"]
     return [
-        call, name, pure.size_of(body), pure.count_tokens(body["message"]), orjson.dumps(body),
+        call, name, pure.size_of(body), count_tokens(body["message"]), orjson.dumps(body),
         orjson.dumps({"type": "message", **shown}),
     ]  # fmt: skip
