@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from protocol.client.aio import connect
+from protocol.client.failures import MessageLost
 from server.messages.events import unpack
 from server.store.keys import MessageKeys, message_tag
 from tests.integration.test_main_job import Place, place, whole
@@ -141,3 +143,26 @@ async def test_a_lost_claim_is_asked_for_again_by_the_client_library(
         assert calls(here) == 2
         records = msgpack.unpackb(await server.hget(keys.record, "records"))
         assert [(r["attempt"], r["payer"], r["outcome"]) for r in records] == [(1, "user", "done")]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["followed-from-the-start", "resumed-afterwards"])
+async def test_a_device_that_only_follows_a_lost_message_is_told_so(valkey_url: str, server: Any, known: bool) -> None:
+    """Who asked has gone and never asks again: no device that follows may wait for ever, wherever it is connected."""
+    async with place(valkey_url) as here, running_node(settings_for(valkey_url, here.upstream.url)) as other:
+        async with wire(here.node.url) as asking:
+            await asking.ask("m", "script tokens=400 rate=80")
+            await told_to(asking, "m", 20)
+        async with connect(here.node.url) as beside, connect(other.url) as elsewhere, asyncio.timeout(10):
+            followers = [beside.resume("m"), elsewhere.resume("m")] if known else []
+            for follower in followers:
+                await eventually(lambda follower=follower: follower.view.cursor > 20)
+            keys = here.keys("m")
+            await server.delete(keys.record, keys.journal)
+            followers = followers or [beside.resume("m", after=20), elsewhere.resume("m", after=20)]
+            for follower in followers:
+                with pytest.raises(MessageLost):
+                    await follower.done()
+                assert follower.view.error is not None
+                assert follower.view.error["code"] == "message_unknown"
+        await eventually(lambda: not here.node.node.keeper.has(message_tag("demo", "anonymous", "demo", "m")))
+        assert not await server.exists(keys.record, keys.journal)
