@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -83,7 +83,11 @@ class Address:
         return [*commands, ("PING",)]
 
 
-def fail_lost(pending: Iterable[tuple[asyncio.Future[Any], float]]) -> None:
+Pending = deque[tuple[asyncio.Future[Any], float]]
+"""Who waits for replies, in the order of the commands, and since when."""
+
+
+def fail_lost(pending: Pending) -> None:
     """Tell all who wait for replies, which come no more."""
     for future, _ in pending:
         if not future.done():
@@ -91,11 +95,59 @@ def fail_lost(pending: Iterable[tuple[asyncio.Future[Any], float]]) -> None:
             future.exception()  # a caller that gave up has nobody to tell
 
 
-def fail_impatient(waiting: Iterable[asyncio.Future[Any]]) -> None:
-    """Tell those who don't wait for a server that has fallen silent."""
-    for future in tuple(waiting):
-        if not future.done():
-            future.set_exception(StoreLost("Redis stopped answering"))
+class Waiting:
+    """What a link is without its socket: who waits for what, and how long. The simulation's links are these, too."""
+
+    def __init__(
+        self,
+        address: Address,
+        scripts: Sequence[bytes] = (),
+        on_push: Callable[[list[Any]], bool] | None = None,
+        on_change: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.address = address
+        self.scripts = scripts
+        self.on_push = on_push
+        self.on_change = on_change
+        self.stalled = False
+        self.last_error: str | None = None
+        self._up = asyncio.Event()
+        self._impatient: dict[asyncio.Future[Any], None] = {}
+
+    async def ready(self, timeout_seconds: float) -> None:
+        """Wait for a connection. Raises `StoreUnavailable` after `timeout_seconds`."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._up.wait()
+        except TimeoutError:
+            raise self.unavailable(f": {self.last_error}") from None
+
+    def unavailable(self, why: str = "") -> StoreUnavailable:
+        """The error of a caller who cannot be served."""
+        return StoreUnavailable(f"no connection to Redis at {self.address}{why}")
+
+    def impatient(self, reply: asyncio.Future[Any]) -> None:
+        """A client waits for this reply: it fails with `StoreLost` as soon as the server falls silent.
+
+        Not after a fixed time: where it is our own event loop that is behind, Redis must not be blamed for it.
+        """
+        self._impatient[reply] = None
+        reply.add_done_callback(lambda done: self._impatient.pop(done, None))
+
+    def _tell(self, up: bool) -> None:
+        if up:
+            self._up.set()
+        else:
+            self._up.clear()
+        if self.on_change is not None:
+            self.on_change(up)
+
+    def _stalls(self) -> None:
+        """Nothing was heard for too long: those who do not wait for such a server are told."""
+        self.stalled = True
+        for future in tuple(self._impatient):
+            if not future.done():
+                future.set_exception(StoreLost("Redis stopped answering"))
 
 
 class _Wire(asyncio.Protocol):
@@ -104,7 +156,7 @@ class _Wire(asyncio.Protocol):
     def __init__(self, link: Link) -> None:
         self.link = link
         self.reader = hiredis.Reader(notEnoughData=Ellipsis)
-        self.pending: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self.pending: Pending = deque()
         self.transport: asyncio.Transport | None = None
         self.heard_at = 0.0
         self.out: list[bytes] = []
@@ -162,7 +214,7 @@ class _Wire(asyncio.Protocol):
             self.transport.abort()
 
 
-class Link:
+class Link(Waiting):
     """See the module. `scripts` (name → source) are loaded at every connection, before any other command."""
 
     def __init__(
@@ -172,19 +224,12 @@ class Link:
         on_push: Callable[[list[Any]], bool] | None = None,
         on_change: Callable[[bool], None] | None = None,
     ) -> None:
-        self.address = address
-        self.scripts = scripts
-        self.on_push = on_push
-        self.on_change = on_change
-        self.stalled = False
+        super().__init__(address, scripts, on_push, on_change)
         self.loop = asyncio.get_running_loop()
         self._wire: _Wire | None = None
-        self._up = asyncio.Event()
         self._owner = TaskOwner(f"link {address}")
         self._watch_at = 0.0
         self._closed = False
-        self.last_error: str | None = None
-        self._impatient: set[asyncio.Future[Any]] = set()
         self._owner.start(self._keep_connected(), "connect")
         self._timer = self.loop.call_later(WATCH_SECONDS, self._watch)
 
@@ -204,14 +249,6 @@ class Link:
         """Whether a command sent now can be expected to be answered soon."""
         return self._live is not None and not self.stalled
 
-    async def ready(self, timeout_seconds: float) -> None:
-        """Wait for a connection. Raises `StoreUnavailable` after `timeout_seconds`."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._up.wait()
-        except TimeoutError:
-            raise StoreUnavailable(f"no connection to Redis at {self.address}: {self.last_error}") from None
-
     def call(self, *command: bytes | str | int | float) -> asyncio.Future[Any]:
         """Send one command; the future brings the reply.
 
@@ -219,7 +256,7 @@ class Link:
         """
         wire = self._live
         if wire is None:
-            raise StoreUnavailable(f"no connection to Redis at {self.address}")
+            raise self.unavailable()
         return wire.write(command, self.loop.time())
 
     def push(self, *command: Any) -> None:
@@ -227,14 +264,6 @@ class Link:
         wire = self._live
         if wire is not None and wire.transport is not None:
             wire.transport.write(hiredis.pack_command(command))
-
-    def impatient(self, reply: asyncio.Future[Any]) -> None:
-        """A client waits for this reply: it fails with `StoreLost` as soon as the server falls silent.
-
-        Not after a fixed time: where it is our own event loop that is behind, Redis must not be blamed for it.
-        """
-        self._impatient.add(reply)
-        reply.add_done_callback(self._impatient.discard)
 
     async def close(self) -> None:
         """Close the connection; unanswered commands fail with `StoreLost`."""
@@ -261,17 +290,11 @@ class Link:
                 continue
             delay = RETRY_SECONDS
             self._wire, self.stalled = wire, False
-            self._up.set()
             self._tell(True)
             await asyncio.shield(wire.closed)
             self._wire = None
-            self._up.clear()
             self._tell(False)
             log.warning("store_connection_lost", address=str(self.address))
-
-    def _tell(self, up: bool) -> None:
-        if self.on_change is not None:
-            self.on_change(up)
 
     def turn_to(self, address: Address) -> None:
         """The primary is at another address now: connect there, with the same callers."""
@@ -311,5 +334,4 @@ class Link:
             log.warning("store_silent", address=str(self.address), seconds=round(silent, 3))
             wire.abort()
         elif silent > STALL_SECONDS:
-            self.stalled = True
-            fail_impatient(self._impatient)
+            self._stalls()

@@ -25,9 +25,9 @@ from server.store.link import (
     STALL_SECONDS,
     WATCH_SECONDS,
     Address,
+    Pending,
     StoreReply,
-    StoreUnavailable,
-    fail_impatient,
+    Waiting,
     fail_lost,
 )
 from tests.simulation.loop import WORLD, Handle, Host, SimLoop
@@ -213,7 +213,7 @@ class _Connection:
     def __init__(self, link: SimLink, server: SimServer) -> None:
         self.link = link
         self.server = server
-        self.pending: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self.pending: Pending = deque()
         self.batch: list[tuple[Any, ...]] | None = None
         self.batch_at = -1.0
         self.heard_at = 0.0
@@ -256,8 +256,8 @@ class _Connection:
         self.server.loop.call_soon(self.link._lost, self, context=self.link.inside)
 
 
-class SimLink:
-    """The public face of `server.store.link.Link`, and its rules, over the simulated network."""
+class SimLink(Waiting):
+    """`server.store.link.Link` over the simulated network."""
 
     def __init__(
         self,
@@ -268,19 +268,12 @@ class SimLink:
         on_push: Callable[[list[Any]], bool] | None = None,
         on_change: Callable[[bool], None] | None = None,
     ) -> None:
+        super().__init__(address, scripts, on_push, on_change)
         self.server = server
         self.host = host
-        self.address = address
-        self.scripts = scripts
-        self.on_push = on_push
-        self.on_change = on_change
-        self.stalled = False
-        self.last_error: str | None = None
-        self._impatient: dict[asyncio.Future[Any], None] = {}
         self.loop = server.loop
         self.inside = self.loop.context_of(host)
         self.outside = self.loop.context_of(WORLD)
-        self._up = asyncio.Event()
         self._connection: _Connection | None = None
         self._delay = RETRY_SECONDS
         self._closed = False
@@ -298,19 +291,11 @@ class SimLink:
         """See `Link`."""
         return self._connection is not None and not self.stalled
 
-    async def ready(self, timeout_seconds: float) -> None:
-        """See `Link`."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._up.wait()
-        except TimeoutError:
-            raise StoreUnavailable(f"no connection to Redis at {self.address}: {self.last_error}") from None
-
     def call(self, *command: Any) -> asyncio.Future[Any]:
         """See `Link`."""
         connection = self._connection
         if connection is None:
-            raise StoreUnavailable(f"no connection to Redis at {self.address}")
+            raise self.unavailable()
         future: asyncio.Future[Any] = asyncio.Future(loop=self.loop)
         connection.pending.append((future, self.loop.now))
         if not connection.broken:
@@ -318,11 +303,6 @@ class SimLink:
         if self._watching is None:
             self._watch_in(STALL_SECONDS + WATCH_SECONDS)
         return future
-
-    def impatient(self, reply: asyncio.Future[Any]) -> None:
-        """See `Link`."""
-        self._impatient[reply] = None
-        reply.add_done_callback(lambda done: self._impatient.pop(done, None))
 
     def push(self, *command: Any) -> None:
         """See `Link`."""
@@ -384,12 +364,7 @@ class SimLink:
             return
         self._trying += 1
         self._connection, self.stalled, self._delay = connection, False, RETRY_SECONDS
-        self._up.set()
         self._tell(True)
-
-    def _tell(self, up: bool) -> None:
-        if self.on_change is not None:
-            self.on_change(up)
 
     def _lost(self, connection: _Connection) -> None:
         self._fail(connection)
@@ -398,7 +373,6 @@ class SimLink:
                 self._failed(self._trying, "lost")
             return
         self._connection = None
-        self._up.clear()
         self._tell(False)
         self._connect()
 
@@ -444,8 +418,7 @@ class SimLink:
         elif age > LOST_SECONDS:
             connection.cut(may_arrive=True)
         elif age > STALL_SECONDS:
-            self.stalled = True
-            fail_impatient(self._impatient)
+            self._stalls()
             self._watch_in(LOST_SECONDS - age + WATCH_SECONDS)
         else:
             self._watch_in(STALL_SECONDS - age + WATCH_SECONDS)

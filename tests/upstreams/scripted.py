@@ -406,6 +406,8 @@ class Stream:
 
     def _act(self, act: Act) -> None:
         transport = self._connection.transport
+        if self._ended or transport.is_closing():
+            return  # the client left in the turn of the loop since what came before was written
         if act is Act.END:
             self._writer.end()
             self._end(whole=not self._script.cut)
