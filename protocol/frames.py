@@ -275,8 +275,8 @@ class History(Frame):
 
     type: Literal["history"]
     conversation: MessageId
-    before: str | None = None
-    after: str | None = None
+    before: MessageId | None = None
+    after: MessageId | None = None
     limit: Annotated[int, Field(ge=1, le=200)] = 50
     branch: MessageId | None = None
     """An entry: page through the branch that goes through it to its newest end, instead of the chosen one."""
@@ -297,7 +297,7 @@ class ConversationRequest(Frame):
     """`answer`: messages of role `tool`."""
     model: Name | None = None
     """`title`: the route that makes one."""
-    ref: str | None = None
+    ref: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """`part`: the large part that is wanted."""
     offset: Seq = 0
     """`part`: characters to skip."""

@@ -74,13 +74,13 @@ async def get(api: Api, request: Request) -> Response:
 
 async def change(api: Api, request: Request) -> Response:
     """Rename it, or choose another of its branches; every device of the user is told."""
-    _, conversations, place = await _named(api, request)
+    who, conversations, place = await _named(api, request)
     body = await bodies.read(request, ConversationChange, api.settings.server.max_frame_bytes)
     try:
         if body.tip is not None:  # the only one that may be refused goes first
-            await conversations.change(place, "choose", body.tip)
+            await conversations.change(who, place, "choose", body.tip)
         if body.title is not None:
-            await conversations.change(place, "rename", body.title)
+            await conversations.change(who, place, "rename", body.title)
     except (StoreError, TimeoutError):
         raise unavailable() from None
     return JSONResponse(as_conversation(place.id, (await _overview(conversations, place)).shown()))

@@ -10,6 +10,7 @@ Who is next, and where entries hang, is decided by the scripts `conversation_*_v
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +27,8 @@ PART_BYTES: Final = 32_768
 """A text or part larger than this is stored once and sent by reference."""
 MAX_INPUTS: Final = 256
 """Most messages (or parts of one) in an `input`: one script enters them all, while Redis serves nobody else."""
+REFERENCE_PATTERN: Final = "[0-9a-f]{64}"
+"""SHA-256 of a stored part."""
 NO_RESULT: Final = "no result"
 """Content that stands for a tool's answer that never came."""
 PINNED_ROLES: Final = frozenset({"system", "developer"})
@@ -121,11 +124,15 @@ def inputs_of(given: Any) -> list[Map]:
     if not any("role" in item for item in given):
         given = [{"role": "user", "content": given}]
     try:
-        return [ChatMessage.model_validate(item).model_dump(exclude_none=True) for item in given]
+        messages = [ChatMessage.model_validate(item).model_dump(exclude_none=True) for item in given]
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ProtocolError("invalid_frame", f"send: `input.{where}`: {first['msg']}") from None
+    for digest in references(messages):
+        if not re.fullmatch(REFERENCE_PATTERN, digest):
+            raise ProtocolError("invalid_frame", "send: the `ref` of a part has to be one that `history` told")
+    return messages
 
 
 def new_entries(message_id: str, given: Any, created: float) -> tuple[list[NewEntry], dict[str, bytes]]:
@@ -158,7 +165,7 @@ def by_reference(message: Map, parts: dict[str, bytes]) -> Map:
 
 def _put_by(part: Map, parts: dict[str, bytes]) -> Map:
     if "ref" in part:
-        return {key: part[key] for key in ("type", "ref", "bytes", "whole") if key in part}
+        return part
     data = orjson.dumps(part)
     if len(data) <= PART_BYTES:
         return part
@@ -185,13 +192,33 @@ def references(messages: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
+def with_known(message: Map, parts: Mapping[str, bytes]) -> Map:
+    """The message with every reference as it is stored: a client's word for type and size is not taken.
+
+    Raises `KeyError` for a part that is not there.
+    """
+    content = message.get("content")
+    if not isinstance(content, list) or not any("ref" in part for part in content):
+        return message
+    return {**message, "content": [_known(part, parts, len(content) == 1) for part in content]}
+
+
+def _known(part: Map, parts: Mapping[str, bytes], alone: bool) -> Map:
+    if "ref" not in part:
+        return part
+    data = parts[part["ref"]]
+    kind = orjson.loads(data).get("type", "text")
+    whole = {"whole": True} if alone and kind == "text" and part.get("whole") is True else {}
+    return {"type": kind, "ref": part["ref"], "bytes": len(data), **whole}
+
+
 def resolved(message: Map, parts: Mapping[str, bytes]) -> Map:
     """The message with its parts in place of the references. Raises `KeyError` for one that is not there."""
     content = message.get("content")
     if not isinstance(content, list) or not any("ref" in part for part in content):
         return message
     whole = [orjson.loads(parts[part["ref"]]) if "ref" in part else part for part in content]
-    if content[0].get("whole"):
+    if len(content) == 1 and content[0].get("whole"):
         return {**message, "content": whole[0]["text"]}
     return {**message, "content": whole}
 

@@ -7,6 +7,7 @@ on the message's token, and a queue is moved on by whoever sees that its current
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from server.messages.branch import MESSAGE_TOKENS, Branch, count_tokens
 from server.messages.conversation import Entry, Map
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL, Hub
+from server.messages.parts import keep_parts, referred, whole
 from server.messages.place import (
     GONE,
     LOG_EVENTS,
@@ -35,10 +37,10 @@ from server.messages.place import (
     Page,
     Place,
     Turn,
-    keep_parts,
     over,
     refused,
     run,
+    title_id,
     too_long,
     unknown,
 )
@@ -174,44 +176,56 @@ class Conversations:
         `room` is how many tokens of input the largest target of the route takes.
         """
         given = pure.inputs_of(send.input)
-        if not given and send.parent is None:
+        if not given and send.parent in (None, send.conversation):
             raise ProtocolError("invalid_frame", "send: `input` is missing (or `parent`, to have it answered again)")
-        needed = sum(count_tokens(message) for message in given)
-        if needed > room:
-            raise too_long(needed, room)
         assert send.conversation is not None
         place = self.place(who, send.conversation)
-        refusal = await self._refusal(who, place, given, send.parent)
+        refusal: ProtocolError | None
+        try:
+            given = await referred(self.store, place.keys, given, IMPATIENT)
+            needed = sum(count_tokens(message) for message in given)
+            refusal = too_long(needed, room) if needed > room else await self._refusal(who, place, given, send.parent)
+        except ProtocolError as error:  # of a part that is gone, if it is not the whole conversation
+            deleted = await self.store.call(place.keys.meta, "HEXISTS", place.keys.meta, "deleted")
+            refusal = unknown(place.id) if deleted else error
         if refusal is not None:
             record = MessageKeys.of(message_tag(who.tenant, who.kind, who.user, send.id)).record
             if not await self.store.call(record, "EXISTS", record):  # what is there already is attached to
+                await self._unlist_unmade((who.tenant, who.kind, who.user), place)
                 raise refusal
 
     async def _refusal(
         self, who: Principal, place: Place, given: Sequence[Map], parent: str | None
     ) -> ProtocolError | None:
-        limits = self.tiers.get(who.tier)
-        listed = await self.register(who, place.id)
-        deleted, entries, size, due, asker = await self.store.call(
-            place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes", "due", "asker"
+        results = any(message["role"] == "tool" for message in given)
+        if results:  # an end is told before the conversation has heard of it, and with it of the calls
+            await self.look_at_current(place, (who.tenant, who.kind, who.user))
+        deleted, entries, size, due, current = await self.store.call(
+            place.keys.meta, "HMGET", place.keys.meta, "deleted", "entries", "bytes", "due", "current"
         )
         if is_late(due):
             await self.tools.expire(place.keys)
         if deleted:
             await self.unlist(who, place)
             return unknown(place.id)
-        if limits is not None and not listed and entries is None:
-            return over("conversations", limits.conversations)
-        if limits is not None and int(entries or 0) + len(given) + 1 > limits.entries:
-            return over("entries", limits.entries)
-        if limits is not None and int(size or 0) + sum(len(orjson.dumps(message)) for message in given) > limits.bytes:
-            return over("bytes", limits.bytes)
-        if wanted := pure.references(given):
-            found = await self.store.call(place.keys.parts, "HMGET", place.keys.parts, *wanted)
-            if None in found:
-                missing = wanted[found.index(None)]
-                return ProtocolError("invalid_frame", f"send: this conversation has no part {missing!r}")
-        return await self.tools.wrong_results(place, given, parent) if asker is not None else None
+        limits = self.tiers.get(who.tier)
+        refusal = limits.exceeded(int(entries or 0), len(given) + 1, int(size or 0), given) if limits else None
+        if refusal is None and results:
+            refusal = await self.tools.wrong_results(place, given, parent, (current or b"").decode())
+        if refusal is None and not await self.register(who, place.id) and limits is not None and entries is None:
+            refusal = over("conversations", limits.conversations)
+        return refusal
+
+    async def answer(self, who: Principal, place: Place, given: Any) -> list[str]:
+        """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
+        results = pure.inputs_of(given)
+        if any(message["role"] != "tool" for message in results):
+            raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
+        await self.look_at_current(place, (who.tenant, who.kind, who.user))
+        overview, limits = await self.overview(place, STEP_SECONDS), self.tiers.get(who.tier)
+        if limits and (refusal := limits.exceeded(overview.entries, len(results), overview.bytes, results)):
+            raise refusal
+        return await self.tools.answer(place, results)
 
     async def register(self, who: Principal, conversation: str) -> bool:
         """Put it on the user's list; False if the tier's limit is reached."""
@@ -232,6 +246,12 @@ class Conversations:
         if not listed and not created:
             raise over("conversations", self.tiers[who.tier].conversations)
 
+    async def _unlist_unmade(self, user: tuple[str, str, str], place: Place) -> None:
+        """What was refused makes no conversation, and takes no place on the list."""
+        if not await self.store.call(place.keys.meta, "HEXISTS", place.keys.meta, "created", seconds=STEP_SECONDS):
+            index = conversation_index(user_tag(*user))
+            await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
+
     async def unlist(self, who: Principal, place: Place) -> None:
         """Take it off the user's list. Raises `StoreError` or `TimeoutError`."""
         index = conversation_index(user_tag(who.tenant, who.kind, who.user))
@@ -246,7 +266,10 @@ class Conversations:
         Raises `ProtocolError` (the message may not go on), `Ended`, `StoreError`, `TimeoutError`.
         """
         now = time.time()
-        entries, parts = pure.new_entries(message_id, request.get("input"), now)
+        given = pure.inputs_of(request.get("input"))
+        with contextlib.suppress(ProtocolError):  # parts go with their conversation: the script tells that it is gone
+            given = await referred(self.store, place.keys, given, seconds)
+        entries, parts = pure.new_entries(message_id, given or None, now)
         await keep_parts(self.store, place.keys, parts, self._ttl, seconds)
         parent = request.get("parent") or ""
         on_busy = request.get("on_busy", "queue")
@@ -276,6 +299,7 @@ class Conversations:
                 return await self.enter(place, message_id, token, request, reopened, user, seconds)
             case b"ended":
                 raise Ended
+        await self._unlist_unmade(user, place)
         raise refused(place.id, request, reply)
 
     async def look_at_current(self, place: Place, user: tuple[str, str, str]) -> bool:
@@ -329,15 +353,7 @@ class Conversations:
 
     async def whole(self, keys: ConversationKeys, messages: Sequence[Map]) -> list[Map]:
         """The messages with their large parts in place. Raises `StoreError`, `TimeoutError`, `ProtocolError`."""
-        wanted = pure.references(messages)
-        if not wanted:
-            return list(messages)
-        data = await self.store.call(keys.parts, "HMGET", keys.parts, *wanted, seconds=STEP_SECONDS)
-        parts: dict[str, bytes] = {name: value for name, value in zip(wanted, data, strict=True) if value is not None}
-        try:
-            return [pure.resolved(message, parts) for message in messages]
-        except KeyError:
-            raise ProtocolError("conversation_unknown", "the conversation was deleted") from None
+        return await whole(self.store, keys, messages)
 
     # --- the end of a message -----------------------------------------------------------------------------------------
 
@@ -517,9 +533,12 @@ class Conversations:
         """Make it; False if it is there already. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
         return bool((await self._change(place, "create", title))[0] == b"changed")
 
-    async def change(self, place: Place, op: str, value: str) -> int:
+    async def change(self, who: Principal, place: Place, op: str, value: str) -> int:
         """Rename, title, choose, pin or unpin; the head of the log. Raises `ProtocolError`, `StoreError`, …"""
-        return int((await self._change(place, op, value))[1])
+        reply = await self._change(place, op, value)
+        if reply[0] == b"changed":
+            await self.register(who, place.id)
+        return int(reply[1])
 
     async def _change(self, place: Place, op: str, value: str) -> list[Any]:
         title = orjson.dumps(value if value or op != "create" else None)
@@ -539,9 +558,10 @@ class Conversations:
         reply = await run(
             self.store, CONVERSATION_DELETE, place.keys, ["close", round(self.claim_seconds * 1000)], STEP_SECONDS
         )
-        if reply and reply[0] == b"unknown":
+        if not reply:
             raise unknown(place.id)
-        messages = [MessageKeys.of(message_tag(who.tenant, who.kind, who.user, m.decode())) for m in reply]
+        names = [title_id(place), *(name.decode() for name in reply[1:])]
+        messages = [MessageKeys.of(message_tag(who.tenant, who.kind, who.user, name)) for name in names]
         until = asyncio.get_running_loop().time() + ERASE_SECONDS
         while messages:
             left: list[MessageKeys] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import orjson
 
 from protocol.errors import ProtocolError
 from server.messages.conversation import Entry, Map
@@ -42,6 +45,14 @@ class Limits:
     conversations: int
     entries: int
     bytes: int
+
+    def exceeded(self, entries: int, more: int, size: int, given: Sequence[Map]) -> ProtocolError | None:
+        """Whether `more` entries with these messages go beyond it, given what is there."""
+        if entries + more > self.entries:
+            return over("entries", self.entries)
+        if size + sum(len(orjson.dumps(message)) for message in given) > self.bytes:
+            return over("bytes", self.bytes)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +118,9 @@ async def run(
     return reply
 
 
-async def keep_parts(
-    store: Store, keys: ConversationKeys, parts: Mapping[str, bytes], keep_ms: int, seconds: float = STEP_SECONDS
-) -> None:
-    """Store large parts, each once. Raises `StoreError` or `TimeoutError`."""
-    if not parts:
-        return
-    for digest, data in parts.items():
-        await store.call(keys.parts, "HSETNX", keys.parts, digest, data, seconds=seconds)
-    await store.call(keys.parts, "PEXPIRE", keys.parts, keep_ms, seconds=seconds)
+def title_id(place: Place) -> str:
+    """The id of the message that makes a conversation's title."""
+    return "title_" + hashlib.sha256(place.tag.encode()).hexdigest()[:32]
 
 
 def unknown(conversation: str) -> ProtocolError:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from typing import Final
 
 from protocol.errors import ProtocolError
 from protocol.frames import ChatMessage, Send
 from server.access.identity import Principal
+from server.messages.conversation import Map
 from server.messages.finalize import gather
 from server.messages.origin import FEATURE, Origin
-from server.messages.place import Place
+from server.messages.parts import whole
+from server.messages.place import Place, title_id
 from server.messages.service import Messages
 
 TITLE_SECONDS: Final = 60.0
@@ -30,12 +31,13 @@ async def make_title(messages: Messages, who: Principal, place: Place, model: st
     if overview.title:
         return overview.title
     page = await conversations.page(place, after=True, limit=20)
-    question = next((str(entry.message.get("content", "")) for entry in page.entries if entry.role == "user"), "")
+    first = [entry.message for entry in page.entries if entry.role == "user"][:1]
+    question = "".join(text_of(message) for message in await whole(conversations.store, place.keys, first))
     if not question:
         raise ProtocolError("invalid_frame", "conversation: there is nothing yet to make a title of")
     send = Send(
         type="send",
-        id="title_" + hashlib.sha256(place.tag.encode()).hexdigest()[:32],
+        id=title_id(place),
         model=model,
         messages=[
             ChatMessage(role="system", content=INSTRUCTION),
@@ -45,6 +47,9 @@ async def make_title(messages: Messages, who: Principal, place: Place, model: st
         metadata={FEATURE: "title"},
     )
     found = await messages.ask(who, send, origin, of_route=False)
+    if found.replay and found.state == "failed":  # by an error that may have passed: a permanent one stands
+        again = send.model_copy(update={"retry_of": found.head})
+        found = await messages.ask(who, again, origin, of_route=False)
     async with asyncio.timeout(TITLE_SECONDS):
         while (record := await messages.reader.record(found.keys)) is not None and not record.ended:  # noqa: ASYNC110 - anywhere
             await asyncio.sleep(POLL_SECONDS)
@@ -53,5 +58,17 @@ async def make_title(messages: Messages, who: Principal, place: Place, model: st
     text = b"".join((await gather(messages.reader, found.keys, record.base)).text).decode()
     lines = text.strip().strip('"').splitlines()
     title = lines[0][:TITLE_CHARACTERS] if lines else "…"
-    await conversations.change(place, "title", title)
+    try:
+        await conversations.change(who, place, "title", title)
+    except ProtocolError:  # deleted meanwhile: nothing of what was asked may stay
+        await conversations.erase(found.keys)
+        raise
     return (await conversations.overview(place)).title or title
+
+
+def text_of(message: Map) -> str:
+    """The words of a chat message, without its images and files."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text").strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -12,7 +12,8 @@ from protocol.errors import ProtocolError
 from server.messages import conversation as pure
 from server.messages.branch import count_tokens
 from server.messages.conversation import Entry, Map
-from server.messages.place import LOG_EVENTS, STEP_SECONDS, Place, keep_parts, run, unknown
+from server.messages.parts import keep_parts, referred
+from server.messages.place import LOG_EVENTS, STEP_SECONDS, Place, run, unknown
 from server.messages.scripts import CONVERSATION_APPEND
 from server.store.keys import ConversationKeys
 from server.store.store import IMPATIENT, Store
@@ -28,19 +29,17 @@ class ToolCalls:
         self.store = store
         self._keep_ms = round(keep_seconds * 1000)
 
-    async def answer(self, place: Place, given: Any) -> list[str]:
+    async def answer(self, place: Place, given: Sequence[Map]) -> list[str]:
         """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
         parts: dict[str, bytes] = {}
-        args: list[Any] = []
-        now = time.time()
         keys = place.keys
-        due, asker = await self.store.call(keys.meta, "HMGET", keys.meta, "due", "asker", seconds=STEP_SECONDS)
-        if is_late(due):
-            await self.expire(keys)
-        for message in pure.inputs_of(given):
-            if message["role"] != "tool":
-                raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
-            args += _tool_entry(asker or b"", message, now, parts)
+        calls = await self.all(keys, STEP_SECONDS)
+        if strangers := [message["tool_call_id"] for message in given if message["tool_call_id"] not in calls]:
+            raise _not_open("conversation", strangers)
+        asker = await self.store.call(keys.meta, "HGET", keys.meta, "asker", seconds=STEP_SECONDS)
+        args: list[Any] = []
+        for message in await referred(self.store, keys, given):
+            args += _tool_entry(asker or b"", message, time.time(), parts)
         await keep_parts(self.store, keys, parts, self._keep_ms)
         return await self._append(keys, asker, args, False)
 
@@ -66,8 +65,13 @@ class ToolCalls:
             raise unknown("")
         return [call.decode() for call in reply[1:]]
 
-    async def wrong_results(self, place: Place, given: Sequence[Map], parent: str | None) -> ProtocolError | None:
-        """Results have to complete the set, and none may be there already."""
+    async def wrong_results(
+        self, place: Place, given: Sequence[Map], parent: str | None, current: str
+    ) -> ProtocolError | None:
+        """Results have to be of open calls and complete their set, and none may be there already.
+
+        What the message `current`, if there is one, will call is not known yet.
+        """
         results = [message["tool_call_id"] for message in given if message["role"] == "tool"]
         if not results:
             return None
@@ -76,6 +80,8 @@ class ToolCalls:
             return ProtocolError(
                 "invalid_frame", "send: results of other tool calls are missing", details={"missing": missing}
             )
+        if parent is None and not current and (strangers := _strangers(given, results, calls)):
+            return _not_open("send", strangers)
         if parent is None and (again := [call for call in results if calls.get(call)]):
             return ProtocolError(
                 "invalid_frame",
@@ -93,6 +99,17 @@ class ToolCalls:
 def is_late(due: bytes | None) -> bool:
     """Whether the time for answers to tool calls is over."""
     return float(due or "inf") <= time.time()
+
+
+def _strangers(given: Sequence[Map], results: Sequence[str], calls: Mapping[str, bool]) -> list[str]:
+    """Results of calls that are neither open nor part of the input itself, as they are in an imported thread."""
+    imported = {str(call.get("id")) for message in given for call in message.get("tool_calls") or ()}
+    return [call for call in results if call not in calls and call not in imported]
+
+
+def _not_open(frame: str, strangers: Sequence[str]) -> ProtocolError:
+    message = f"{frame}: there are no such tool calls at the end of the conversation"
+    return ProtocolError("invalid_frame", message, details={"unknown": list(strangers)})
 
 
 def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:

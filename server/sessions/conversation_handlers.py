@@ -315,7 +315,9 @@ async def _get(session: Session, frame: ConversationRequest) -> Frame:
 
 async def _change(session: Session, frame: ConversationRequest) -> Frame:
     value = frame.title if frame.op == "rename" else frame.entry
-    head = await session.messages.means.conversations.change(_place(session, frame), frame.op, value or "")
+    head = await session.messages.means.conversations.change(
+        session.principal, _place(session, frame), frame.op, value or ""
+    )
     return {"seq": head}
 
 
@@ -349,13 +351,14 @@ async def _waiting(session: Session, frame: ConversationRequest) -> Frame:
 
 
 async def _answer(session: Session, frame: ConversationRequest) -> Frame:
-    left = await session.messages.means.conversations.tools.answer(_place(session, frame), frame.input)
+    left = await session.messages.means.conversations.answer(session.principal, _place(session, frame), frame.input)
     return {"missing": left}
 
 
 async def _part(session: Session, frame: ConversationRequest) -> Frame:
     """A piece of a large part, or of an entry that is too large for one frame, as JSON text."""
     conversations, place = session.messages.means.conversations, _place(session, frame)
+    await conversations.overview(place)
     if frame.ref is not None:
         text = (await conversations.part(place, frame.ref)).decode()
     else:
@@ -363,6 +366,8 @@ async def _part(session: Session, frame: ConversationRequest) -> Frame:
         if entry is None:
             raise ProtocolError("message_unknown", f"there is no entry {frame.entry!r} in this conversation")
         text = orjson.dumps(entry.shown()).decode()
+    if frame.offset > len(text):
+        raise ProtocolError("invalid_frame", f"conversation: `offset` is beyond the end, which is at {len(text)}")
     most = max(1, (session.means.max_frame_bytes - FRAME_OVERHEAD) // JSON_GROWTH)
     piece = text[frame.offset : frame.offset + most]
     named: Frame = {"ref": frame.ref} if frame.ref is not None else {"entry": frame.entry}

@@ -89,6 +89,22 @@ async def ask(client: Wire, op: str, conversation: str | None = "c1", **fields: 
     return await client.until(lambda f: f["type"] == "error" or (f["type"] == "conversation" and f["op"] == op))
 
 
+async def everything_in(redis_url: str) -> bytes:
+    """Every key and value in Redis."""
+    found = b""
+    async with redis.asyncio.Redis.from_url(redis_url) as server:
+        async for key in server.scan_iter(count=1000):
+            found += key + (await server.dump(key) or b"")
+            kind = await server.type(key)
+            if kind == b"hash":
+                found += repr(await server.hgetall(key)).encode()
+            elif kind == b"string":
+                found += (await server.get(key)) or b""
+            elif kind == b"stream":
+                found += repr(await server.xrange(key)).encode()
+    return found
+
+
 def told(upstream: ScriptedUpstream) -> list[str]:
     """What the upstream was asked, by the hash of its messages."""
     return [record["hash"] for record in upstream.records if record["event"] == "start"]
@@ -466,23 +482,8 @@ async def test_deletion_really_deletes(here: Place) -> None:
         assert (await ask(client, "delete"))["op"] == "delete"
         await other.until(lambda f: f["type"] == "conversation" and f["op"] == "deleted")
         text = expected_text([user(f"script tokens=5\n{secret * 9_000}")], MODEL)[10:]
-        async with redis.asyncio.Redis.from_url(here.redis_url) as server:
-
-            async def dump() -> bytes:
-                found = b""
-                async for key in server.scan_iter(count=1000):
-                    found += key + (await server.dump(key) or b"")
-                    kind = await server.type(key)
-                    if kind == b"hash":
-                        found += repr(await server.hgetall(key)).encode()
-                    elif kind == b"string":
-                        found += (await server.get(key)) or b""
-                    elif kind == b"stream":
-                        found += repr(await server.xrange(key)).encode()
-                return found
-
-            await eventually(lambda: not here.nodes[0].node.keeper.finishing)
-            left = await dump()
+        await eventually(lambda: not here.nodes[0].node.keeper.finishing)
+        left = await everything_in(here.redis_url)
         assert secret.encode() not in left
         assert text.encode() not in left
         await client.send({"type": "history", "conversation": "c1"})

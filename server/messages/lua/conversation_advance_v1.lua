@@ -96,7 +96,7 @@ if (old[7] == token and old[5] == 'running') or again then
       for i = 12, #ARGV do
         redis.call('HSET', KEYS[7], ARGV[i], '')
       end
-      redis.call('HSET', KEYS[1], 'due', ARGV[10], 'asker', m)
+      redis.call('HSET', KEYS[1], 'due', ARGV[10], 'asker', m, 'answered', m)
     end
   end
 end
@@ -113,6 +113,9 @@ elseif turn then
   if current ~= '' then
     redis.call('HDEL', KEYS[6], current, current .. '!')
   end
+end
+if (queued or turn) and state ~= 'withdrawn' and redis.call('HEXISTS', KEYS[2], m) == 0 then
+  redis.call('HSET', KEYS[6], '~' .. m, '')  -- it has no entry, but a record: deletion has to find that
 end
 if queued or was ~= current then
   local ids = {}

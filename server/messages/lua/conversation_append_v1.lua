@@ -1,4 +1,5 @@
--- Add entries below the tip outside of any turn: answers to tool calls, each once; or what stands for the lost ones.
+-- Add entries outside of any turn: answers to tool calls, each once; or what stands for the lost ones. They hang below
+-- the answer that called the tools, or below the last result of it, also if another branch has been chosen since.
 --
 -- KEYS[1] meta  [2] headers  [3] bodies  [4] children  [5] log  [6] waiting  [7] open tool calls  [8] parts  [9] channel
 -- ARGV[1]  now, Unix seconds   ARGV[2]  time to live of the conversation, milliseconds
@@ -8,11 +9,11 @@
 -- ARGV[6…] six of each: tool call id, entry id, bytes, tokens, body, event
 --
 -- {'deleted'}   {'appended', open call, …}: the calls that are still open
-local have = redis.call('HMGET', KEYS[1], 'deleted', 'tip', 'head', 'entries', 'bytes', 'due', 'turn', 'asker')
+local have = redis.call('HMGET', KEYS[1], 'deleted', 'tip', 'head', 'entries', 'bytes', 'due', 'turn', 'asker', 'answered')
 if have[1] then
   return {'deleted'}
 end
-local tip, head = have[2] or '', tonumber(have[3] or '0')
+local tip, above, head = have[2] or '', have[9] or have[8], tonumber(have[3] or '0')
 local count, bytes, changed = tonumber(have[4] or '0'), tonumber(have[5] or '0'), false
 
 local function header(id)
@@ -27,27 +28,30 @@ for i = 6, have[8] == ARGV[5] and #ARGV or 0, 6 do
   local call, id = ARGV[i], ARGV[i + 1]
   local late = have[6] and tonumber(have[6]) <= tonumber(ARGV[1])
   if redis.call('HGET', KEYS[7], call) == '' and redis.call('HEXISTS', KEYS[2], id) == 0 and (ARGV[4] == '' or late) then
-    local up = header(tip)
+    local up = header(above)
     local jump = header(up[2])
     local far = header(jump[2])
-    local to = tip
+    local to = above
     if up[3] - jump[3] == jump[3] - far[3] then
       to = jump[2]
     end
     redis.call('HSET', KEYS[2], id,
-      table.concat({tip, to, string.format('%d', up[3] + 1), 'tool', 'done', ARGV[i + 2], have[7] or '', ARGV[i + 3], up[9]}, '|'))
+      table.concat({above, to, string.format('%d', up[3] + 1), 'tool', 'done', ARGV[i + 2], have[7] or '', ARGV[i + 3], up[9]}, '|'))
     redis.call('HSET', KEYS[3], id, ARGV[i + 4])
-    local below = redis.call('HGET', KEYS[4], tip)
-    redis.call('HSET', KEYS[4], tip, below and below .. ',' .. id or id)
+    local below = redis.call('HGET', KEYS[4], above)
+    redis.call('HSET', KEYS[4], above, below and below .. ',' .. id or id)
     redis.call('HSET', KEYS[7], call, id)
     head = head + 1
     redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], string.format('%d-0', head), 'e',
-      '{"parent":"' .. tip .. '",' .. string.sub(ARGV[i + 5], 2))
-    count, bytes, tip, changed = count + 1, bytes + tonumber(ARGV[i + 2]), id, true
+      '{"parent":"' .. above .. '",' .. string.sub(ARGV[i + 5], 2))
+    if tip == above then
+      tip = id
+    end
+    count, bytes, above, changed = count + 1, bytes + tonumber(ARGV[i + 2]), id, true
   end
 end
 if changed then
-  redis.call('HSET', KEYS[1], 'head', head, 'updated', ARGV[1], 'tip', tip, 'entries', count, 'bytes', bytes)
+  redis.call('HSET', KEYS[1], 'head', head, 'updated', ARGV[1], 'tip', tip, 'answered', above, 'entries', count, 'bytes', bytes)
   for i = 1, 8 do
     redis.call('PEXPIRE', KEYS[i], ARGV[2])
   end

@@ -3,7 +3,7 @@
 -- KEYS[1] meta  [2] headers  [3] bodies  [4] children  [5] log  [6] waiting  [7] open tool calls  [8] parts  [9] channel
 -- ARGV[1]  close or empty   ARGV[2]  how long the id stays used up, milliseconds
 --
--- close: {'unknown'} or {message, …}: every message that ever had a turn here, and those that wait
+-- close: {} there is none, or {'closed', message, …}: every message that ever had a turn here, waited or waits
 -- empty: {}
 if ARGV[1] == 'empty' then
   for i = 1, 8 do
@@ -16,7 +16,7 @@ if ARGV[1] == 'empty' then
 end
 local have = redis.call('HMGET', KEYS[1], 'created', 'current', 'queue', 'deleted')
 if not have[1] then
-  return {'unknown'}
+  return {}
 end
 redis.call('HSET', KEYS[1], 'deleted', '1')
 local seen = {}
@@ -33,7 +33,12 @@ for i = 2, #headers, 2 do
     seen[message] = true
   end
 end
-local messages = {}
+for _, field in ipairs(redis.call('HKEYS', KEYS[6])) do
+  if string.sub(field, 1, 1) == '~' then
+    seen[string.sub(field, 2)] = true
+  end
+end
+local messages = {'closed'}
 for id in pairs(seen) do
   messages[#messages + 1] = id
 end

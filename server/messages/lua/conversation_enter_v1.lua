@@ -159,6 +159,6 @@ for i = 9, #ARGV, 7 do
   count, bytes, above = count + 1, bytes + tonumber(ARGV[i + 3]), id
 end
 redis.call('HSET', KEYS[1], 'current', m, 'turn', token, 'tip', m, 'entries', count, 'bytes', bytes, 'pins', pins)
-redis.call('HDEL', KEYS[1], 'due', 'asker')
+redis.call('HDEL', KEYS[1], 'due', 'asker', 'answered')
 redis.call('DEL', KEYS[7])
 return finish({'current', header(m)[1]})

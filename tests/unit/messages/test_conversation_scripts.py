@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
     def choose(self, data: st.DataObject) -> None:
         model = self.model
         entry = data.draw(st.sampled_from(sorted(model.parents)))
-        now(self.conversations.change(self.place, "choose", entry))
+        now(self.conversations._change(self.place, "choose", entry))
         while below := self.below(entry):
             entry = below[-1]
         model.tip = entry
