@@ -431,6 +431,11 @@ class Check:
         """Another request under a used id was answered."""
         client.probes.discard(frame["id"])
 
+    def broken_promise(self, client: SimClient, frame: dict[str, Any]) -> None:
+        """An error about a message that was accepted: it may be told later, but it is not gone."""
+        if frame["error"]["code"] == "message_unknown" and not self.losses:
+            self.fail("G1", f"{client.name} was told that {frame['id']} is accepted, and then that there is none")
+
     # --- deaths ---
 
     def died(self, node: SimNode) -> None:

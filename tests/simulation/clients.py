@@ -37,6 +37,8 @@ class SimClient(Peer):
         """Failures that were reopened as often as this user has patience for."""
         self.probes: set[str] = set()
         """Ids under which this client asks for something else than the others."""
+        self.promised: set[str] = set()
+        """Ids of which a server has said, to a `send` of this client, that they are accepted."""
         self.answers: list[dict[str, Any]] = []
         """Errors that belong to no message of the session."""
         self.rests = False
@@ -163,12 +165,23 @@ class SimClient(Peer):
         for frame in frames:
             if self.world.loses_frame(frame):
                 continue
+            self._hear_promises(frame)
             self.apply(self.session.receive(frame))
             if frame["type"] == "error":
                 self._error(frame)
             elif "seq" in frame and frame["type"] != "accepted":
                 self.world.check.client_has(self, frame)
         self.flush()
+
+    def _hear_promises(self, frame: dict[str, Any]) -> None:
+        """What was accepted, and what is said not to be known after all."""
+        message = self.session.messages.get(frame.get("id", ""))
+        if message is None:
+            return
+        if frame["type"] == "accepted" and message.state is MessageState.SENDING:
+            self.promised.add(message.id)
+        elif frame["type"] == "error" and message.id in self.promised:
+            self.world.check.broken_promise(self, frame)
 
     def _error(self, frame: dict[str, Any]) -> None:
         if frame.get("id") in self.probes:
