@@ -27,6 +27,7 @@ from server.access.credentials import target_specs
 from server.app import build
 from server.config import Settings
 from server.demo.parts import DemoSupervisor
+from server.demo.pipes import Pipes
 from server.http.transport import DroppableProtocol
 from server.node import Node, NodeParts
 from server.prompts.service import Prompts
@@ -209,34 +210,6 @@ async def _parts(settings: Settings, demo: DemoSupervisor | None) -> AsyncGenera
             stack.push_async_callback(demo.primary.stop)
             await demo.primary.start(addresses.embedded)
         yield NodeParts(url, addresses, None if demo is None else demo.parts)
-
-
-class Pipes:
-    """The pipes to the nodes of a demo: what one of them wishes becomes a word to all."""
-
-    def __init__(self, demo: DemoSupervisor | None) -> None:
-        self._demo = demo
-        self._pipes: set[Connection] = set()
-
-    def add(self, pipe: Connection) -> None:
-        """A node that has just become ready."""
-        if self._demo is not None:
-            self._pipes.add(pipe)
-            self._tell(pipe, self._demo.state())
-
-    def remove(self, pipe: Connection) -> None:
-        """A node that is gone."""
-        self._pipes.discard(pipe)
-
-    def heard(self, wish: Any) -> None:
-        """A node wishes something."""
-        word = None if self._demo is None else self._demo.answer(wish)
-        for pipe in tuple(self._pipes) if word is not None else ():
-            self._tell(pipe, word)
-
-    def _tell(self, pipe: Connection, word: Any) -> None:
-        with contextlib.suppress(OSError):  # it is dying; its watcher knows
-            pipe.send_bytes(orjson.dumps(word))
 
 
 async def _supervise(

@@ -12,12 +12,10 @@ the connection, owned by the `async with` block; leaving the block ends it and c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-import os
 import random
-import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -27,6 +25,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
 from protocol.client.answer import Message, Piece
+from protocol.client.connection import Connection
 from protocol.client.ending import Ending, ending_of, token_refused
 from protocol.client.events import (
     ConversationChanged,
@@ -37,11 +36,12 @@ from protocol.client.events import (
     MessageAccepted,
     MessageEnded,
     Output,
+    PongReceived,
     Stalled,
     Welcomed,
 )
 from protocol.client.failures import ClientClosed, ConnectionFailed, TidewireError
-from protocol.client.ids import uuid7
+from protocol.client.ids import new_id
 from protocol.client.message import ClientMessage, MessageState
 from protocol.client.session import ClientSession, MalformedFrame
 from protocol.client.store import STORAGE_KEY, OpenStore
@@ -53,11 +53,19 @@ from protocol.frames import HEARTBEAT_SECONDS, HELLO_SECONDS
 Map = dict[str, Any]
 __all__ = ["Client", "ClientEvent", "Disconnected", "Message", "Piece", "connect", "new_id"]
 TokenSource = Callable[[], Awaitable[str]]
-"""Gets a fresh token; asked before every connection and shortly before the token expires."""
+"""Gets a fresh token; asked before every connection and shortly before the token expires.
+
+If it raises `OSError` or `TimeoutError`, or takes longer than `TOKEN_SECONDS`, it is asked again later; anything else
+is a defect of its own and ends the client.
+"""
 
 CONNECT_SECONDS: Final = 10.0
 """How long entering `connect` may take, tries included."""
 CLOSE_SECONDS: Final = 2.0
+CHECK_SECONDS: Final = 3.0
+"""How long an answer to `check` may take."""
+TOKEN_SECONDS: Final = 10.0
+"""How long a token source may take."""
 STABLE_SECONDS: Final = 5.0
 """A connection that lived this long counts as a success, so the next backoff starts from its base."""
 STALL_SECONDS: Final = 1.0
@@ -80,26 +88,6 @@ class Disconnected(NamedTuple):
 
 ClientEvent = Event | Disconnected
 """What `on_event` is told."""
-
-
-@dataclass(slots=True)
-class _Connection:
-    """What belongs to one socket."""
-
-    socket: ClientConnection
-    heart: Heartbeat
-    greet_by: float
-    """Without a greeting by then it is given up."""
-    greeted_at: float = math.inf
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    nudge: asyncio.Event = field(default_factory=asyncio.Event)
-    """Times changed: the heart has to look again."""
-    max_frame_bytes: int = 2**20
-    retire_at: float = math.inf
-    renew_at: float = math.inf
-    renew_seconds: float = math.inf
-    verdict: Ending | None = None
-    """Why we ended it ourselves."""
 
 
 class Client:
@@ -133,8 +121,9 @@ class Client:
         self._headers = dict(headers or {})
         self._proxy = proxy
         self._messages: dict[str, Message] = {}
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._settled = asyncio.Event()
+        self._hurry = asyncio.Event()
         self.failure: TidewireError | None = None
         """Why nothing more will come: it was closed, or refused for good."""
         self._last_error: Map | None = None
@@ -273,8 +262,18 @@ class Client:
             message.notify()
 
     def check(self) -> None:
-        """Ask for a quick answer, which also tells whether anything was missed; for after a sleep of the machine."""
-        self.session.ping(int(asyncio.get_running_loop().time() * 1000))
+        """Look after the connection, for after a sleep of the machine or a change of network.
+
+        Without one, connect now; else ask for a quick answer, which also tells whether anything was missed, and
+        reconnect if there is none within `CHECK_SECONDS`.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._connection is None:
+            self._hurry.set()
+            return
+        self.session.ping(int(now * 1000))
+        self._connection.check_by = min(self._connection.check_by, now + CHECK_SECONDS)
+        self._connection.nudge.set()
         self._wake()
 
     def forget(self, message_id: str) -> None:
@@ -291,7 +290,10 @@ class Client:
                 ending = await self._connect_once()
                 delay = self._delay_after(ending)
                 self._tell(Disconnected(ending.reason, delay))
-                await asyncio.sleep(delay)
+                self._hurry.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._hurry.wait()
         except TidewireError as failure:
             self.failure = self.failure or failure
         finally:
@@ -303,9 +305,10 @@ class Client:
                 message.notify()
 
     async def _connect_once(self) -> Ending:
-        if self._token_source is not None:
-            self.session.token = await self._token_source()
         try:
+            if self._token_source is not None:
+                async with asyncio.timeout(TOKEN_SECONDS):
+                    self.session.token = await self._token_source()
             async with self._connecting() as socket:
                 return await self._converse(socket)
         except (OSError, TimeoutError, WebSocketException) as error:
@@ -340,7 +343,7 @@ class Client:
         if socket.subprotocol is None and self._codec.binary:
             return Ending("the server does not speak msgpack", fatal=True)
         now = asyncio.get_running_loop().time()
-        connection = _Connection(socket, Heartbeat(HEARTBEAT_SECONDS, now), greet_by=now + HELLO_SECONDS)
+        connection = Connection(socket, Heartbeat(HEARTBEAT_SECONDS, now), greet_by=now + HELLO_SECONDS)
         self._connection, self._last_error = connection, None
         async with asyncio.TaskGroup() as group:
             helpers = [
@@ -355,7 +358,7 @@ class Client:
             return Ending(ending.reason, planned=True, wait_seconds=max(0.0, left))
         return connection.verdict or ending
 
-    async def _read(self, connection: _Connection) -> Ending:
+    async def _read(self, connection: Connection) -> Ending:
         """Apply what arrives until the connection ends; says why it did."""
         socket, receive, decode = connection.socket, self.session.receive, self._codec.decode_trusted
         try:
@@ -372,7 +375,7 @@ class Client:
         except (DecodeError, MalformedFrame) as error:
             return Ending(f"the server sent a malformed frame ({error})")
 
-    async def _write(self, connection: _Connection) -> None:
+    async def _write(self, connection: Connection) -> None:
         while True:
             await connection.wake.wait()
             connection.wake.clear()
@@ -381,7 +384,7 @@ class Client:
             except ConnectionClosed:
                 return  # the reader tells why
 
-    async def _transmit(self, connection: _Connection, frames: list[Map]) -> None:
+    async def _transmit(self, connection: Connection, frames: list[Map]) -> None:
         """Send frames, as many as fit in one WebSocket message each time."""
         batch: list[bytes] = []
         size = 0
@@ -404,39 +407,43 @@ class Client:
         error = {"code": "invalid_frame", "class": "permanent", "status": 400, "message": text, "retryable": False}
         self._apply(self.session.receive({"type": "error", "re": "send", "id": message_id, "error": error}))
 
-    async def _beat(self, connection: _Connection) -> None:
+    async def _beat(self, connection: Connection) -> None:
         """Ping, renew the token, leave when the server drains, and notice a dead connection."""
         now = asyncio.get_running_loop().time
         while connection.verdict is None:
-            due = min(connection.heart.next_at, connection.retire_at, connection.renew_at)
-            if not self.session.open:
-                due = min(due, connection.greet_by)
             try:
-                async with asyncio.timeout_at(due):
+                async with asyncio.timeout_at(connection.due(self.session.open)):
                     await connection.nudge.wait()
                 connection.nudge.clear()
             except TimeoutError:
                 await self._act(connection, now())
 
-    async def _act(self, connection: _Connection, now: float) -> None:
+    async def _act(self, connection: Connection, now: float) -> None:
         if not self.session.open and now >= connection.greet_by:
-            connection.verdict = Ending("no answer to hello")
-            connection.socket.transport.abort()
+            connection.give_up("no answer to hello")
+        elif now >= connection.check_by:
+            connection.give_up("the server did not answer in time")
         elif now >= connection.retire_at:
             connection.retire_at = math.inf
             connection.verdict = Ending("the server asked us to reconnect", planned=True)
             await connection.socket.close()
         elif now >= connection.renew_at and self._token_source is not None:
-            connection.renew_at = now + connection.renew_seconds  # of a source, every token lives about as long
-            self.auth(await self._token_source())
+            await self._renew(connection, self._token_source, now)
         else:
             self._poll_heart(connection, now)
 
-    def _poll_heart(self, connection: _Connection, now: float) -> None:
+    async def _renew(self, connection: Connection, source: TokenSource, now: float) -> None:
+        """Of one source, every token lives about as long; a failure is tried again a tenth later."""
+        connection.renew_at = now + connection.renew_seconds / 10
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(TOKEN_SECONDS):
+                self.auth(await source())
+            connection.renew_at = now + connection.renew_seconds
+
+    def _poll_heart(self, connection: Connection, now: float) -> None:
         beat = connection.heart.poll(now)
         if beat is Beat.DEAD:
-            connection.verdict = Ending("the server no longer answers")
-            connection.socket.transport.abort()
+            connection.give_up("the server no longer answers")
         elif beat is Beat.PING:
             self.session.ping(int(now * 1000))
             connection.wake.set()
@@ -484,6 +491,8 @@ class Client:
             self._save_soon()
         elif isinstance(event, MessageAccepted | MessageEnded):
             self._save()
+        elif isinstance(event, PongReceived) and self._connection is not None:
+            self._connection.check_by = math.inf
         elif isinstance(event, Stalled):
             self._resume_later(event)
         elif isinstance(event, Welcomed):
@@ -586,8 +595,3 @@ def connect(
         storage=storage,
         storage_key=storage_key,
     )
-
-
-def new_id() -> str:
-    """A fresh message id (UUIDv7)."""
-    return uuid7(time.time_ns() // 1_000_000, os.urandom(10))

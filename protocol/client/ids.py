@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 
 def uuid7(unix_ms: int, randomness: bytes) -> str:
     """A UUIDv7 in its usual 36 characters, of a time in Unix milliseconds and 10 random bytes."""
@@ -12,3 +15,8 @@ def uuid7(unix_ms: int, randomness: bytes) -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def new_id() -> str:
+    """A fresh message id (UUIDv7)."""
+    return uuid7(time.time_ns() // 1_000_000, os.urandom(10))

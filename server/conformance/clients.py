@@ -50,6 +50,11 @@ class Program:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
     async def tell(self, **instruction: Any) -> Map:
         """Give an instruction; the answer. Raises `CheckFailed` if there is none, or it tells of an error."""
         assert self._process.stdin is not None

@@ -8,8 +8,13 @@ let client;
 let told = [];
 let named = new Set();
 
-function begin({ url, subprotocol }) {
-	client = new Client({ url, WebSocket, ...(subprotocol.endsWith("msgpack") && { codec: msgpackCodec }) });
+let asked = 0;
+
+/** `tokens`, beyond what the vectors need: what a source of tokens gives, one after another. */
+function begin({ url, subprotocol, tokens }) {
+	asked = 0;
+	const token = tokens && (async () => tokens[asked++]);
+	client = new Client({ url, token, WebSocket, ...(subprotocol.endsWith("msgpack") && { codec: msgpackCodec }) });
 	told = [];
 	named = new Set();
 	client.on((event) => {
@@ -35,7 +40,7 @@ function held(message) {
 function report() {
 	const messages = Object.fromEntries([...client.session.messages].map(([id, message]) => [id, held(message)]));
 	const conversations = Object.fromEntries([...named].map((name) => [name, client.session.subscribed(name) ?? null]));
-	return { messages, told, conversations };
+	return { messages, told, conversations, connections: client.status.connections, tokens: asked };
 }
 
 const instructions = {

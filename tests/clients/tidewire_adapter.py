@@ -30,10 +30,20 @@ class Adapter:
         if isinstance(event, ConversationMessage | ConversationChanged | HistoryReceived):
             self.told.append(event.frame)
 
-    def begin(self, url: str, subprotocol: str, vector: str) -> None:
+    def begin(self, url: str, subprotocol: str, vector: str, tokens: list[str] | None = None) -> None:
+        """`tokens`, beyond what the vectors need: what a source of tokens gives, one after another."""
+        left = iter(tokens or ())
+        self.tokens = 0
+
+        async def source() -> str:
+            self.tokens += 1
+            return next(left)
+
         self.told, self.named, self.over = [], set(), asyncio.Event()
         codec: Any = subprotocol.rpartition(".")[2]
-        self.client = Client(url, codec=codec, on_event=self.on_event, connect_seconds=30.0, proxy=None)
+        self.client = Client(
+            url, token=source if tokens else None, codec=codec, on_event=self.on_event, connect_seconds=30.0, proxy=None
+        )
         self.running = self.group.create_task(self.run())
 
     async def run(self) -> None:
@@ -55,6 +65,8 @@ class Adapter:
             "messages": {message_id: held(message) for message_id, message in session.messages.items()},
             "told": self.told,
             "conversations": {name: session.subscribed(name) for name in self.named},
+            "connections": self.client.reconnects + (self.client.welcome is not None),
+            "tokens": self.tokens,
         }
 
     def send(self, id: str, request: Map) -> None:  # noqa: A002

@@ -2,7 +2,7 @@
 
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { Client, type ClientOptions, type WebSocketLike } from "../src/client/socket.ts";
-import { type Channel, type Locks, sharedTabs } from "../src/client/tabs.ts";
+import { ANSWER_MS, type Channel, type Locks, sharedTabs } from "../src/client/tabs.ts";
 import type { ClientFrame, ServerFrame } from "../src/client/types.ts";
 
 class Upstream implements WebSocketLike {
@@ -39,8 +39,8 @@ class Upstream implements WebSocketLike {
 class Browser {
   readonly upstreams: Upstream[] = [];
   private readonly ends = new Set<End>();
-  private readonly queue: { name: string; tab: Tab; held: () => Promise<void> }[] = [];
-  private readonly holders = new Map<string, Tab>();
+  private readonly queue: { name: string; tab: Tab; held: () => Promise<void>; robbed: (error: Error) => void }[] = [];
+  private readonly holders = new Map<string, { tab: Tab; robbed: (error: Error) => void }>();
 
   get upstream(): Upstream {
     return this.upstreams.at(-1) as Upstream;
@@ -52,10 +52,22 @@ class Browser {
 
   locksOf(tab: Tab): Locks {
     return {
-      request: async (name, held) => {
-        this.queue.push({ name, tab, held });
-        this.grant(name);
-      },
+      request: (name, { steal, signal }, held) =>
+        new Promise((_, robbed) => {
+          const asked = { name, tab, held, robbed };
+          signal?.addEventListener("abort", () => {
+            this.queue.splice(this.queue.indexOf(asked), 1);
+            robbed(new DOMException("not wanted any more", "AbortError"));
+          });
+          if (steal) {
+            this.holders.get(name)?.robbed(new DOMException("stolen", "AbortError"));
+            this.holders.delete(name);
+            this.queue.unshift(asked);
+          } else {
+            this.queue.push(asked);
+          }
+          this.grant(name);
+        }),
     };
   }
 
@@ -64,7 +76,7 @@ class Browser {
     tab.alive = false;
     for (const end of [...this.ends]) if (end.tab === tab) this.ends.delete(end);
     for (const [name, holder] of [...this.holders]) {
-      if (holder !== tab) continue;
+      if (holder.tab !== tab) continue;
       this.holders.delete(name);
       this.grant(name);
     }
@@ -75,7 +87,7 @@ class Browser {
     const next = this.queue.find((waiting) => waiting.name === name && waiting.tab.alive);
     if (!next) return;
     this.queue.splice(this.queue.indexOf(next), 1);
-    this.holders.set(name, next.tab);
+    this.holders.set(name, next);
     void next.held();
   }
 
@@ -88,10 +100,13 @@ class Browser {
   }
 
   post(from: End, note: unknown): void {
-    if (!from.tab.alive) return;
+    if (!from.tab.alive || from.tab.asleep) return;
     for (const end of [...this.ends]) {
       if (end !== from && end.name === from.name) {
-        queueMicrotask(() => this.ends.has(end) && end.onmessage?.({ data: structuredClone(note) } as MessageEvent));
+        queueMicrotask(
+          () =>
+            this.ends.has(end) && !end.tab.asleep && end.onmessage?.({ data: structuredClone(note) } as MessageEvent),
+        );
       }
     }
   }
@@ -123,6 +138,8 @@ class End implements Channel {
 
 class Tab {
   alive = true;
+  /** Its locks are held, but it hears and says nothing. */
+  asleep = false;
   readonly browser: Browser;
   readonly client: Client;
 
@@ -284,6 +301,29 @@ describe("when", () => {
     browser.upstream.say(...finish("m1").slice(1));
     await vi.waitFor(() => expect(message.state).toBe("done"));
     expect(message.text).toBe("ab");
+  });
+
+  test("the tab with the connection sleeps, another one takes it, and gives it up to none when that one wakes", async () => {
+    const [one, two] = await twoTabs();
+    const asked = two.ask("m1");
+    await vi.waitFor(() => expect(browser.upstream.of("send")).toHaveLength(1));
+    browser.upstream.say(...start("m1"));
+    await vi.waitFor(() => expect(asked.text).toBe("a"));
+    one.asleep = true;
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    two.client.check(); // As when the tab becomes visible.
+    await vi.advanceTimersByTimeAsync(3_000 + ANSWER_MS + 100);
+    vi.useRealTimers();
+    await vi.waitFor(() => expect(browser.upstreams).toHaveLength(2));
+    one.asleep = false;
+    browser.upstream.welcome();
+    await vi.waitFor(() => expect(browser.upstream.of("resume")).toHaveLength(1));
+    browser.upstream.say({ type: "accepted", id: "m1", replay: true, state: "streaming", seq: 2 });
+    browser.upstream.say({ ...start("m1")[1] }, { ...start("m1")[2] }, ...finish("m1"));
+    await vi.waitFor(() => expect([asked.state, asked.text]).toEqual(["done", "ab"]));
+    one.client.check();
+    await greeted(one, two);
+    expect(browser.upstreams).toHaveLength(2);
   });
 
   test("the connection breaks, all tabs know, and go on", async () => {

@@ -3,8 +3,9 @@
  *
  * The tab that holds a Web Lock has the connection and serves the others over a BroadcastChannel, as a small server of
  * the same protocol: every tab keeps its own `Session`, with its own cursors and hashes, and none of the rules is
- * written twice. When that tab goes, the lock passes on, and the others reconnect to its successor. Where a platform
- * lacks either, each tab has a connection of its own.
+ * written twice. When that tab goes, the lock passes on, and the others reconnect to its successor; when it sleeps and
+ * does not answer, one of them takes the lock from it. Where a platform lacks either, each tab has a connection of its
+ * own.
  */
 
 import { jsonCodec } from "./codec.ts";
@@ -25,7 +26,12 @@ export interface SharedTabsOptions {
 
 /** The part of `navigator.locks` that is needed. */
 export interface Locks {
-  request(name: string, held: () => Promise<void>): Promise<unknown>;
+  /** Rejects when another tab steals the lock, or `signal` says that it is not wanted any more. */
+  request(
+    name: string,
+    options: { steal?: boolean; signal?: AbortSignal },
+    held: () => Promise<void>,
+  ): Promise<unknown>;
 }
 
 /** The part of `BroadcastChannel` that is needed. */
@@ -43,6 +49,8 @@ type Note =
   | { kind: "up" | "down"; tab: string; data: string };
 
 const LOST = 1006;
+/** A tab that does not answer for so long sleeps, and another one takes its place, in milliseconds. */
+export const ANSWER_MS = 2_000;
 /** A tab that said nothing for so long is taken for gone, in milliseconds: hidden tabs have timers of a minute. */
 const SILENT_MS = 300_000;
 /** So many ended messages are kept for tabs that come late. */
@@ -58,19 +66,66 @@ export function sharedTabs(options: SharedTabsOptions): Connect {
   if (!locks || !channelOf) {
     return options.client?.connect ?? ((url, subprotocol) => new WebSocket(url, subprotocol) as WebSocketLike);
   }
-  let candidate = false;
+  const candidates = new Map<string, Candidate>();
   return (url, subprotocol) => {
     if (subprotocol !== jsonCodec.subprotocol) {
       throw new TypeError("tabs speak JSON among themselves: give the codec to sharedTabs({ client: { codec } })");
     }
     const name = `tidewire ${url} ${options.account}`;
+    let candidate = candidates.get(name);
     if (!candidate) {
-      candidate = true;
-      // Held until the tab is gone.
-      void locks.request(name, () => new Promise(() => new Hub(url, channelOf(name), options.client)));
+      candidate = new Candidate(locks, name, () => new Hub(url, channelOf(name), options.client));
+      candidates.set(name, candidate);
     }
-    return new TabSocket(channelOf(name));
+    candidate.stand();
+    return new TabSocket(channelOf(name), () => candidate.seize());
   };
+}
+
+/** This tab's claim to the lock of the connection. */
+class Candidate {
+  private readonly locks: Locks;
+  private readonly name: string;
+  private readonly lead: () => Hub;
+  /** Takes back a request that waits for its turn. */
+  private waiting: AbortController | undefined;
+  private leading = false;
+
+  constructor(locks: Locks, name: string, lead: () => Hub) {
+    this.locks = locks;
+    this.name = name;
+    this.lead = lead;
+  }
+
+  /** Take over when the tab that has the connection is gone. */
+  stand(): void {
+    if (this.waiting || this.leading) return;
+    this.waiting = new AbortController();
+    this.request({ signal: this.waiting.signal });
+  }
+
+  /** Take over now: the tab that has the connection does not answer. */
+  seize(): void {
+    if (this.leading) return;
+    this.waiting?.abort();
+    this.request({ steal: true });
+  }
+
+  private request(options: { steal?: boolean; signal?: AbortSignal }): void {
+    let hub: Hub | undefined;
+    const held = (): Promise<void> => {
+      this.waiting = undefined;
+      this.leading = true;
+      hub = this.lead();
+      return new Promise(() => undefined); // Held until the tab is gone, or another one takes it.
+    };
+    this.locks.request(this.name, options, held).catch(() => {
+      if (!hub) return;
+      this.leading = false;
+      hub.retire();
+      this.stand();
+    });
+  }
 }
 
 /** A tab's end of the line: looks like a WebSocket to its `Client`. */
@@ -85,9 +140,12 @@ class TabSocket implements WebSocketLike {
   private readonly channel: Channel;
   private opened = false;
   private closed = false;
+  private readonly silence: ReturnType<typeof setTimeout>;
 
-  constructor(channel: Channel) {
+  /** `unanswered` is called if nobody serves this tab in time. */
+  constructor(channel: Channel, unanswered: () => void) {
     this.channel = channel;
+    this.silence = setTimeout(unanswered, ANSWER_MS);
     channel.onmessage = ({ data }) => this.hear(data as Note);
     channel.postMessage({ kind: "open", tab: this.tab });
   }
@@ -99,6 +157,7 @@ class TabSocket implements WebSocketLike {
   close(): void {
     if (this.closed) return; // A closed channel throws at whoever uses it.
     this.closed = true;
+    clearTimeout(this.silence);
     this.channel.postMessage({ kind: "close", tab: this.tab, code: 1000 });
     this.channel.close();
   }
@@ -112,6 +171,7 @@ class TabSocket implements WebSocketLike {
       return;
     } else if (note.kind === "opened" && !this.opened) {
       this.opened = true;
+      clearTimeout(this.silence);
       this.onopen?.(undefined as never);
     } else if (note.kind === "down") {
       this.onmessage?.({ data: note.data });
@@ -122,6 +182,7 @@ class TabSocket implements WebSocketLike {
 
   private end(code: number): void {
     this.closed = true;
+    clearTimeout(this.silence);
     this.channel.close();
     this.onclose?.({ code, reason: "" });
   }
@@ -154,6 +215,13 @@ class Hub {
     this.client.on((event) => this.onEvent(event));
     channel.onmessage = ({ data }) => this.hear(data as Note);
     channel.postMessage({ kind: "here" });
+  }
+
+  /** Another tab has the connection now. */
+  retire(): void {
+    this.channel.onmessage = null;
+    this.client.close();
+    this.channel.close();
   }
 
   private hear(note: Note): void {

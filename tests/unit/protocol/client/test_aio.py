@@ -271,6 +271,71 @@ async def test_a_token_source_is_asked_before_every_connection_and_before_expiry
     assert server.arrived[0][1:3] == [{"type": "auth", "token": "token-1"}, {"type": "auth", "token": "token-2"}]
 
 
+async def test_a_token_source_that_fails_for_now_is_asked_again() -> None:
+    asked = 0
+    renewed = asyncio.Event()
+
+    async def source() -> str:
+        nonlocal asked
+        asked += 1
+        if asked in (1, 3):
+            raise OSError("no network")
+        return f"token-{asked}"
+
+    def short(frame: Map, answer: list[Map]) -> list[Map]:
+        if frame["type"] == "auth":
+            renewed.set()
+        return [welcome(expires_in_seconds=0.01)] if frame["type"] == "hello" else answer
+
+    server = SocketServer(counting, edit=short)
+    async with server.running(), client_of(server, token=source):
+        await renewed.wait()
+    assert len(server.arrived) == 1
+    assert [frame["token"] for frame in server.arrived[0] if "token" in frame] == ["token-2", "token-4"]
+
+
+async def test_a_check_finds_a_connection_that_stands_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.client.aio.CHECK_SECONDS", 0.05)
+    reasons: list[str] = []
+    back, answered = asyncio.Event(), asyncio.Event()
+
+    def on_event(event: ClientEvent) -> None:
+        if isinstance(event, PongReceived):
+            answered.set()
+        if isinstance(event, Disconnected):
+            reasons.append(event.reason)
+        if isinstance(event, Welcomed) and reasons:
+            back.set()
+
+    def deaf(frame: Map, answer: list[Map]) -> list[Map]:
+        return [] if frame["type"] == "ping" and len(server.arrived) == 1 else answer
+
+    server = SocketServer(endless, edit=deaf)
+    async with server.running(), client_of(server, on_event=on_event) as client:
+        client.check()
+        client.check()
+        await back.wait()
+        client.check()
+        await answered.wait()
+    assert reasons == ["the server did not answer in time"]
+
+
+async def test_a_check_does_not_wait_for_the_backoff() -> None:
+    down, back = asyncio.Event(), asyncio.Event()
+
+    def on_event(event: ClientEvent) -> None:
+        (down if isinstance(event, Disconnected) else back if down.is_set() else asyncio.Event()).set()
+
+    server = SocketServer(endless)
+    slow = Backoff(lambda: 1.0, base_seconds=600.0, cap_seconds=600.0)
+    async with server.running(), client_of(server, on_event=on_event, backoff=slow) as client:
+        server.sockets[0].transport.abort()
+        await down.wait()
+        client.check()
+        await back.wait()
+    assert len(server.arrived) == 2
+
+
 async def test_closed_while_waiting() -> None:
     async with SocketServer(endless).running() as server:
         async with client_of(server) as client:
