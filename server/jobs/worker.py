@@ -27,7 +27,6 @@ from server.jobs.webhooks import GONE, Webhooks
 from server.messages.service import Messages, payer_of
 from server.quotas.base import Payer
 from server.quotas.limits import for_route
-from server.store.keys import message_tag
 from server.store.link import StoreError
 from server.telemetry.tasks import TaskOwner
 
@@ -40,7 +39,7 @@ VISIT_MS: Final = 5_000
 IDLE_SECONDS: Final = 0.5
 """How often a node with room looks for work that it was not told of."""
 LISTEN_SECONDS: Final = 0.05
-"""How often it is looked at who else is served here, and how late the event loop is."""
+"""How often it is looked at who else is served here, and how much the event loop has to do."""
 RETRY_SECONDS: Final = 0.5
 """Until a step is repeated that Redis did not answer."""
 MISSING_SECONDS: Final = 60.0
@@ -110,8 +109,6 @@ class Worker:
         self._reserve = quota_reserve
         self._lease_ms = round(lease_seconds * 1000)
         self._held: dict[str, Held] = {}
-        self._mine: set[str] = set()
-        """Tags of the messages of items that run here."""
         self._parked: dict[str, float] = {}
         """Job → until when it waits for a quota, a target or the store, by the loop's clock."""
         self._missing: dict[str, float] = {}
@@ -179,23 +176,17 @@ class Worker:
 
     def _room(self) -> int:
         now = asyncio.get_running_loop().time()
-        if self._people_here():
-            self.pace.people(now)
+        self.pace.people(now, self.messages.keeper.people)
         return self.pace.room(now, self.running)
-
-    def _people_here(self) -> bool:
-        """Whether a message runs here that is no item of a job."""
-        return any(tag not in self._mine for tag in self.messages.keeper.running)
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            asked = loop.time()
+            asked, before = loop.time(), time.thread_time()
             await asyncio.sleep(LISTEN_SECONDS)
-            now = loop.time()
-            self.pace.late(now, now - asked - LISTEN_SECONDS)
-            if self._people_here():
-                self.pace.people(now)
+            now, took = loop.time(), time.thread_time() - before
+            self.pace.turned(now, now - asked - LISTEN_SECONDS, now - asked, took)
+            self.pace.people(now, self.messages.keeper.people)
 
     async def _visit(self, tag: str, room: int) -> None:
         """Look at a job: take some of it, or see it off."""
@@ -246,9 +237,6 @@ class Worker:
         self._watch.items_running(self.running)
 
     async def _item(self, job: Job, index: int, data: bytes, held: Held) -> None:
-        who = job.who
-        mine = message_tag(who.tenant, who.kind, who.user, message_id(job.id, index))
-        self._mine.add(mine)
         given_up = True
         try:
             await self._keep(job, index, await self._outcome(job, index, data, held))
@@ -256,7 +244,6 @@ class Worker:
             given_up = False  # `drain` gives it back
             raise
         finally:
-            self._mine.discard(mine)
             if given_up:
                 self._let_go(job.tag, index, held)
 

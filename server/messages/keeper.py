@@ -26,7 +26,7 @@ from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.life import until_redis_answers
 from server.messages.means import Means
 from server.messages.message import Running
-from server.messages.origin import Origin
+from server.messages.origin import Door, Origin
 from server.messages.place import Place
 from server.messages.reader import Reader
 from server.messages.scripts import KEPT, RELEASE, TAKEOVER
@@ -70,6 +70,8 @@ class Keeper:
         """Messages being taken over just now: a second takeover would displace the first, for ever."""
         self.owner = TaskOwner("messages")
         self._claiming: Counter[str] = Counter()
+        self._doors: Counter[Door] = Counter()
+        """How many of the messages that run here came through each door."""
         self._chance = chance
         self._open = open_set(node)
         self._idle = asyncio.Event()
@@ -78,6 +80,11 @@ class Keeper:
     def has(self, tag: str) -> bool:
         """Whether this process runs the message, is finishing it, or is about to run it."""
         return tag in self.running or tag in self.finishing or tag in self.adopting
+
+    @property
+    def people(self) -> int:
+        """How many messages run here that somebody asked for directly: those that are no items of jobs."""
+        return self._doors.total() - self._doors["job"]
 
     @contextmanager
     def holding(self, tag: str) -> Iterator[None]:
@@ -119,10 +126,12 @@ class Keeper:
     async def _drive(self, running: Running) -> None:
         claim = running.claim
         self.finishing.add(claim.tag)
+        self._doors[claim.origin.door] += 1
         try:
             try:
                 ended = await running.run()
             finally:
+                self._doors[claim.origin.door] -= 1
                 if self.running.get(claim.tag) is running:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
