@@ -400,6 +400,7 @@ class Load:
         self.report = Report()
         self.clients = [LoadClient(n, options, self.report, self._on_end) for n in range(options.clients)]
         self.asking = False
+        """Whether new messages are asked; at a rate, False ends it."""
         self._one_ended = asyncio.Event()
 
     @property
@@ -461,7 +462,7 @@ class Load:
         began = time.monotonic()
         for number in range(int(rate * self.options.seconds)):
             due = began + number / rate
-            if due > end:
+            if due > end or not self.asking:
                 return
             if (wait := due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,3 +106,29 @@ def test_progress_is_never_stopped_for_good() -> None:
     pace.people(NOW, 1)
     assert pace.room(NOW, 0) == 1
     assert Pace(0).room(NOW, 0) == 0
+
+
+def lasting(pace: Pace, items: int, seconds: float, asks_every: float) -> float:
+    """How many seconds such items take beside somebody who asks so often, each time for a second."""
+    now, ends = NOW, list[float]()
+    began = 0
+    while began < items or ends:
+        ends = [end for end in ends if end > now]
+        pace.people(now, int(now % asks_every < 1.0))
+        if began < items:
+            for _ in range(min(items - began, pace.room(now, len(ends)))):
+                pace.began(now)
+                ends.append(now + seconds)
+                began += 1
+        now += 0.05
+    return now - NOW
+
+
+@pytest.mark.parametrize(
+    ("asks_every", "least", "most"),
+    [(1.0, 250, 300), (20.0, 250, 300), (120.0, 125, 180), (math.inf, 125, 140)],
+    ids=["always", "every 20 s", "every 2 min", "never"],
+)
+def test_a_thousand_items_take_minutes_however_often_people_come(asks_every: float, least: float, most: float) -> None:
+    took = lasting(loaded(Pace(8), 0.04), 1_000, 1.0, asks_every)
+    assert least <= took <= most
