@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.postgres import PostgresServer, missing
 from tests.servers import REDIS, REDIS_INSTALL_COMMAND, VALKEY, RedisServer, redis_binary
 
 # How long an example takes says nothing on a machine that others use too.
@@ -53,3 +55,27 @@ def redis_server(request: pytest.FixtureRequest) -> RedisServer:
 def redis_url(redis_server: RedisServer) -> str:
     """The address of an empty server; the test runs once on Valkey and once on Redis 7."""
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def _postgres_process() -> Iterator[PostgresServer]:
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(_postgres_process: PostgresServer) -> PostgresServer:
+    """A running PostgreSQL, empty."""
+    _postgres_process.fresh()
+    return _postgres_process
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty database; the test runs once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'folder' / 'ledger.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.url

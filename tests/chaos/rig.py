@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from server.ledger.book import Book
-from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, rows_by_message, stored_messages
+from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, rows_by_message, stored_messages, unbooked
 from tests.processes import ServeProcess, serve_config, serving_processes
 from tests.upstreams.scripted import process as scripted
 from tests.wire import Wire, eventually
@@ -23,6 +23,8 @@ MODEL = "scripted"
 LOG_CHARACTERS = 4_000
 """How much of each node's log is shown when a test fails."""
 ENDED = ("done", "failed", "cancelled")
+BOOKED_SECONDS = 30.0
+"""How long the ledger may lag behind what ended."""
 
 
 def ask(script: str, message_id: str = "") -> list[dict[str, Any]]:
@@ -57,6 +59,13 @@ class Rig:
                 book.close()
 
         return rows_by_message(await asyncio.to_thread(read))
+
+    async def all_booked(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the ledger by message, once every attempt in Redis has its row."""
+        async with asyncio.timeout(BOOKED_SECONDS):
+            while unbooked((await self.stored()).values(), rows := await self.booked()):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        return rows
 
     async def settled(self, message_id: str, seconds: float = 10.0) -> Stored:
         """The message once it has ended and no attempt is open; fails after `seconds`."""

@@ -12,11 +12,11 @@ import aiohttp
 import pytest
 
 from server.jobs.worker import LEASE_SECONDS
-from tests.chaos.audit import LOST, Verdict
+from tests.chaos.audit import LOST, Verdict, audit_ledger
 from tests.chaos.cluster import cluster
-from tests.chaos.rig import Rig, ask, rig
+from tests.chaos.rig import MODEL, Rig, ask, rig
 from tests.servers import RedisServer
-from tests.upstreams.script import expected_text
+from tests.upstreams.script import expected_text, reply_to
 
 JOBS = "/v1/jobs"
 PACE = "tokens=12 rate=40"
@@ -75,24 +75,30 @@ class Client:
 
 
 async def check(r: Rig, client: Client, job: str, count: int, script: str = PACE) -> dict[str, Any]:
-    """Every item has one right result; the upstream's log has no call that no record tells of, and one paid an item."""
+    """Every item has one right result and one bill.
+
+    By the upstream's log: no call that no record tells of, one that is paid an item, and the ledger's sums are its own.
+    """
     found = await client.job(job)
     assert found["items"] == {"total": count, "done": count, "failed": 0, "cancelled": 0, "pending": 0}
     lines = [json.loads(line) for line in (await client.get(f"{JOBS}/{job}/results")).splitlines()]
     assert [(line["index"], line["custom_id"]) for line in lines] == [(n, f"c{n}") for n in range(count)]
     for number, line in enumerate(lines):
         text = line["response"]["body"]["choices"][0]["message"]["content"]
-        assert text == expected_text(asked(number, script), "scripted"), number
-    stored = await r.stored()
+        assert text == expected_text(asked(number, script), MODEL), number
+    stored, rows = await r.stored(), await r.all_booked()
     paid: Counter[str] = Counter()
     for number in range(count):
         message = stored[f"{job}-{number}"]
         assert r.verdict(asked(number, script), message) == Verdict(), number
+        assert audit_ledger(asked(number, script), message, rows[message.id], r.log, MODEL) == []
         paid[message.id] = sum(record["payer"] == "user" for record in message.records)
     assert set(paid.values()) == {1}
-    assert found["usage"]["output_tokens"] == sum(
-        line["response"]["body"]["usage"]["completion_tokens"] for line in lines
-    )
+    told = sum(line["response"]["body"]["usage"]["completion_tokens"] for line in lines)
+    of_job = [row for some in rows.values() for row in some if row["job_id"] == job]
+    charged = sum(row["output_tokens"] for row in of_job if row["payer"] == "user")
+    upstream = sum(reply_to(asked(number, script), MODEL).output_tokens for number in range(count))
+    assert (found["usage"]["output_tokens"], charged) == (told, told) == (upstream, upstream)
     return found
 
 

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 
-from tests.chaos.audit import audit_ledger, unbooked
-from tests.chaos.rig import MODEL, Rig, ask, read_until, rig
-from tests.servers import RedisServer
+from tests.chaos.audit import audit_ledger
+from tests.chaos.rig import MODEL, ask, read_until, rig
 from tests.upstreams.script import reply_to
 from tests.wire import wire
 
-BOOKED_SECONDS = 30.0
-
-
-async def booked(r: Rig) -> dict[str, list[dict[str, object]]]:
-    """The ledger, once every attempt in Redis has its row."""
-    async with asyncio.timeout(BOOKED_SECONDS):
-        while unbooked((await r.stored()).values(), rows := await r.booked()):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
-    return rows
-
 
 async def test_after_kills_every_attempt_has_one_row_and_the_sums_are_the_upstream_s(
-    valkey_server: RedisServer,
+    valkey_url: str, ledger_url: str
 ) -> None:
     asked = {f"done{n}": ask(f"tokens={20 + n} seed={n}", f"done{n}") for n in range(6)}
     asked["cut"] = ask("tokens=400 rate=80", "cut")
-    async with rig(valkey_server.url, 3) as r:
+    async with rig(valkey_url, 3, ledger={"url": ledger_url}) as r:
         async with wire(r.nodes[0].url) as client:
             for message_id, messages in asked.items():
                 await client.ask(message_id, messages)
@@ -37,7 +25,7 @@ async def test_after_kills_every_attempt_has_one_row_and_the_sums_are_the_upstre
             r.nodes[0].signal(signal.SIGKILL)
         await r.settled("cut", 30.0)
         await r.nodes[0].kill()
-        rows, stored = await booked(r), await r.stored()
+        rows, stored = await r.all_booked(), await r.stored()
         for message_id, messages in asked.items():
             assert audit_ledger(messages, stored[message_id], rows[message_id], r.log, MODEL) == []
         assert sum(len(some) for some in rows.values()) == len(asked) + 1

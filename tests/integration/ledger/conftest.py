@@ -1,4 +1,4 @@
-"""Databases: each test that asks for `ledger_url` runs once on SQLite and once on PostgreSQL."""
+"""Databases of the ledger: see also `ledger_url` in `tests/conftest.py`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,6 @@ from pathlib import Path
 import pytest
 
 from server.ledger.book import Book
-from tests.postgres import PostgresServer, missing
-
-
-@pytest.fixture(scope="session")
-def _postgres_process() -> Iterator[PostgresServer]:
-    if (why := missing()) is not None:
-        pytest.skip(why)
-    with PostgresServer() as server:
-        yield server
-
-
-@pytest.fixture
-def postgres(_postgres_process: PostgresServer) -> PostgresServer:
-    """A running PostgreSQL, empty."""
-    _postgres_process.fresh()
-    return _postgres_process
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'folder' / 'ledger.db'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.url
 
 
 @pytest.fixture
