@@ -149,13 +149,20 @@ async def test_bad_items_are_named_by_number_and_nothing_is_made(here: Place) ->
         "[1]",
         json.dumps(item(4, stream=True)),
         json.dumps(item(5, temprature=1)),
+        json.dumps({"messages": 5}),
+        json.dumps(item(6, custom_id=7)),
     ]
     headers = {"Content-Type": "application/jsonl"}
     async with here.request("POST", JOBS, data="\n".join(lines), headers=headers) as answer:
         error = await refused(answer, 400, "invalid_request")
-    assert [fault["line"] for fault in error["details"]["items"]] == [3, 4, 5, 6, 7, 8, 9]
-    assert error["details"]["count"] == 7
+    assert [fault["line"] for fault in error["details"]["items"]] == [3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert error["details"]["count"] == 9
     assert error["message"].startswith("line 3: ")
+    cut = json.dumps(item(1)).encode() + b'\n{"messages":[{"role":"user","content":"\xc3'
+    for kind in ("application/jsonl", "application/json"):
+        async with here.request("POST", JOBS, data=cut, headers={"Content-Type": kind}) as answer:
+            error = await refused(answer, 400, "invalid_request")
+        assert ("line 2" in error["message"]) == (kind == "application/jsonl"), error
     async with here.request("POST", JOBS, json=[item(1), {"messages": "x"}]) as answer:
         error = await refused(answer, 400, "invalid_request")
     assert error["details"]["items"][0]["index"] == 1
@@ -164,6 +171,14 @@ async def test_bad_items_are_named_by_number_and_nothing_is_made(here: Place) ->
     store = here.node.node.store
     await eventually_no_upload(store)
     assert not here.upstream.records
+
+
+async def test_no_more_than_ten_thousand_items(here: Place) -> None:
+    line = json.dumps(item(1)).encode() + b"\n"
+    async with here.request("POST", JOBS, data=line * 10_001, headers={"Content-Type": "application/jsonl"}) as answer:
+        error = await refused(answer, 400, "invalid_request")
+    assert "at most 10000 items" in error["message"].replace(",", "")
+    await eventually_no_upload(here.node.node.store)
 
 
 async def eventually_no_upload(store: Any) -> None:
@@ -354,6 +369,8 @@ async def test_a_job_whose_time_is_over_fails_what_was_not_begun(valkey_url: str
                 return bool(answer.status == 404)
 
         await until(gone)
+        async with here.request("GET", f"{JOBS}/{made['id']}/results") as answer:
+            await refused(answer, 404, "job_unknown")
         async with here.request("GET", JOBS) as answer:
             assert (await answer.json())["data"] == []
 
@@ -374,8 +391,16 @@ async def test_other_users_see_nothing(valkey_url: str) -> None:
         for path in (f"{JOBS}/{job}", f"{JOBS}/{job}/items", f"{JOBS}/{job}/results"):
             async with here.request("GET", path, headers=as_user("ben")) as answer:
                 await refused(answer, 404, "job_unknown")
-        async with here.request("POST", f"{JOBS}/{job}/cancel", headers=as_user("ben")) as answer:
-            await refused(answer, 404, "job_unknown")
+        for method, path in (("POST", f"{JOBS}/{job}/cancel"), ("DELETE", f"{JOBS}/{job}")):
+            async with here.request(method, path, headers=as_user("ben")) as answer:
+                await refused(answer, 404, "job_unknown")
+        for path in (f"/v1/messages/{job}-0", f"/v1/messages/{job}-0/events"):
+            async with here.request("GET", path, headers=as_user("ben")) as answer:
+                await refused(answer, 404, "message_unknown")
+        async with here.request("GET", JOBS, headers=as_user("ben")) as answer:
+            assert (await answer.json())["data"] == []
+        async with here.request("GET", f"{JOBS}/{job}", headers=as_user("anna")) as answer:
+            assert (await answer.json())["status"] != "cancelled"
         async with here.request("POST", JOBS, json=item(1), headers=as_user("carl")) as answer:
             await refused(answer, 403, "forbidden")
         async with here.request("POST", JOBS, json=item(1)) as answer:

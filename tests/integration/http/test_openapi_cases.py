@@ -24,6 +24,7 @@ from tests.servers import RedisServer
 
 KEY = "tw_key-for-made-up-requests"
 KNOWN = "known"
+TO_DELETE = "to-delete"
 JOBS = "/v1/jobs"
 CASES = 30
 """Per operation and run."""
@@ -44,12 +45,15 @@ schema = schemathesis.openapi.from_dict(document())
 
 
 async def make_known(here: Place) -> None:
-    """A message and a conversation that made-up requests can find."""
+    """A message, a conversation and two jobs that made-up requests can find, one of them to delete."""
     headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": KNOWN}
     async with here.request("POST", CHAT, json={"messages": turns("script tokens=3")}, headers=headers) as answer:
         assert answer.status == 200
     async with here.request("POST", JOBS, json={"messages": turns("script tokens=3")}, headers=headers) as answer:
         assert (await answer.json())["id"] == job_id(KNOWN)
+    headers["Idempotency-Key"] = TO_DELETE
+    async with here.request("POST", JOBS, json={"messages": turns("script tokens=4")}, headers=headers) as answer:
+        assert (await answer.json())["id"] == job_id(TO_DELETE)
     headers["Idempotency-Key"] = "in-known"
     body = {"messages": turns("script tokens=3"), "conversation": KNOWN}
     async with here.request("POST", CHAT, json=body, headers=headers) as answer:
@@ -96,6 +100,8 @@ EXCLUDED = ["positive_data_acceptance"]
 def make_sensible(case: Any) -> None:
     """Give every other request that fits the schema what a schema can't say, so that it is served."""
     known = job_id(KNOWN) if case.path.startswith(JOBS) else KNOWN
+    if case.method == "DELETE" and case.path.startswith(JOBS):
+        known = job_id(TO_DELETE)
     if not (case.method == "DELETE" and "conversations" in case.path):  # that one is needed by the others
         sensible = (("id", known), ("model", "default"), ("user", "anna"))
         case.path_parameters.update({n: v for n, v in sensible if n in case.path_parameters})
