@@ -22,6 +22,7 @@ _TRANSPORT: Final = {
     "ClientConnectorError": Fault.REFUSED,
     "ClientConnectorDNSError": Fault.REFUSED,
     "ClientConnectorCertificateError": Fault.REFUSED,
+    "ClientConnectorSSLError": Fault.REFUSED,
     "ReadTimeout": Fault.IDLE_TIMEOUT,
     "SocketTimeoutError": Fault.IDLE_TIMEOUT,
     "ReadError": Fault.BROKEN_STREAM,
@@ -50,6 +51,9 @@ _WRAPPERS: Final = re.compile(r"MidStreamFallbackError|APIConnectionError")
 def failure_of(error: BaseException, now: float | None = None) -> UpstreamFailure:
     """The failure that an exception of litellm is. Its text holds class names and the status only."""
     chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, UpstreamFailure):
+            return link
     names = [type(link).__name__ for link in chain]
     status = next((code for link in chain if (code := _status(link)) is not None), None)
     text = f"litellm: {names[0]}" + (f", HTTP {status}" if status is not None else "")

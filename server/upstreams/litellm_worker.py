@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import httpx
@@ -23,9 +24,12 @@ from server.upstreams.chat import extend
 from server.upstreams.child import die_with_parent, read_settings, say_ready
 from server.upstreams.litellm_faults import failure_of
 from server.upstreams.litellm_wire import WINDOW, Kind
+from server.upstreams.sse import MAX_EVENT_BYTES
 
 CLOSE_SECONDS: Final = 2.0
 """How long the provider's stream may take to close."""
+CONNECT_SECONDS: Final[ContextVar[float | None]] = ContextVar("connect_seconds", default=None)
+"""How long the connection of the call that is made may take."""
 
 
 def load_litellm() -> Any:
@@ -35,6 +39,7 @@ def load_litellm() -> Any:
     import litellm
 
     httpx.Response.aiter_lines = event_stream_lines  # type: ignore[method-assign,assignment]
+    httpx.AsyncClient.send = sender(httpx.AsyncClient.send)  # type: ignore[method-assign,assignment]
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.disable_streaming_logging = True
@@ -50,15 +55,45 @@ async def event_stream_lines(response: httpx.Response) -> AsyncIterator[str]:
     """The lines of a response, cut at LF, CRLF and nothing else.
 
     httpx cuts wherever `str.splitlines` does, also at U+2028 or U+0085 in the midst of a model's text. litellm parses
-    event streams by httpx's lines and loses the rest of such an answer.
+    event streams by httpx's lines and loses the rest of such an answer. Raises `UpstreamFailure` for a line that is
+    larger than an event may be.
     """
-    rest = ""
+    begun: list[str] = []
+    size = 0
     async for text in response.aiter_text():
-        *lines, rest = f"{rest}{text}".split("\n")
-        for line in lines:
-            yield line.removesuffix("\r")
-    if rest:
-        yield rest
+        first, *others = text.split("\n")
+        begun.append(first)
+        size += len(first)
+        if size > MAX_EVENT_BYTES:
+            raise UpstreamFailure(Fault.GARBLED, f"an event of the stream is larger than {MAX_EVENT_BYTES} bytes")
+        if others:
+            yield "".join(begun).removesuffix("\r")
+            for line in others[:-1]:
+                yield line.removesuffix("\r")
+            begun, size = [others[-1]], len(others[-1])
+    if size:
+        yield "".join(begun)
+
+
+def sender(send: Callable[..., Awaitable[httpx.Response]]) -> Callable[..., Awaitable[httpx.Response]]:
+    """`httpx.AsyncClient.send` that keeps the target's `connect_seconds`, and takes no web page for an answer.
+
+    litellm makes one number of all time limits for most providers, so that a dead host would be waited for as long as
+    a slow model.
+    """
+
+    async def limited(client: httpx.AsyncClient, request: httpx.Request, **more: Any) -> httpx.Response:
+        seconds = CONNECT_SECONDS.get()
+        if seconds is not None:
+            limits = request.extensions.get("timeout") or {}
+            request.extensions["timeout"] = {**dict.fromkeys(("read", "write", "pool")), **limits, "connect": seconds}
+        response = await send(client, request, **more)
+        if response.is_success and response.headers.get("content-type", "").startswith("text/html"):
+            await response.aclose()
+            raise UpstreamFailure(Fault.GARBLED, "litellm: a web page in place of an answer")
+        return response
+
+    return limited
 
 
 class Worker:
@@ -135,6 +170,7 @@ class Connection:
         settings = self.worker.targets.get(target)
         if settings is None:
             raise UpstreamFailure(Fault.WORKER_LOST, f"the worker does not know the target {target}")
+        CONNECT_SECONDS.set(settings["connect_seconds"])
         stream = await self.worker.litellm.acompletion(**arguments(settings, request))
         try:
             usage, finish, model = None, None, settings["model"].rpartition("/")[2]

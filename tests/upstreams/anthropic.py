@@ -99,6 +99,10 @@ def _trouble(request: Request) -> list[bytes | Act] | None:
         return [_delta(0, {"type": "text_delta", "text": "x" * script.big})]
     if script.malformed:
         return [b"event: content_block_delta\ndata: {oh\n\n"]
+    if script.cut in ("mid-chunk", "utf8"):
+        whole = _delta(0, {"type": "text_delta", "text": " — 🌊"})
+        within = len(whole) // 2 if script.cut == "mid-chunk" else whole.index("🌊".encode()) + 2
+        return [whole[:within], Act.CLOSE]
     if script.cut or script.reset:
         return [Act.RESET if script.reset else Act.END if script.cut == "clean" else Act.CLOSE]
     return [Act.HANG] if script.hang == "mid" else None
