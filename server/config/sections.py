@@ -67,6 +67,8 @@ class ServerSettings(Section):
     """Open sockets of one client address, per process. Loopback addresses are exempt."""
     handshakes_per_minute: Positive = 6_000
     """New sockets of one client address, per process and minute. Loopback addresses are exempt."""
+    handshakes_per_minute_per_user: Positive = 6_000
+    """New sockets of one user, per process and minute: counted at `hello`, by which the user is known."""
     frames_per_second: Positive = 1_000
     """Frames one socket may send per second, on average; five seconds' worth may come at once."""
     frames_per_second_per_user: Positive = 5_000

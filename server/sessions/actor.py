@@ -22,7 +22,7 @@ from protocol.errors import CloseCode, ProtocolError
 from protocol.frames import ConversationRequest, Frame, Hello, parse_client_frame
 from server.access import scopes
 from server.access.identity import Principal
-from server.access.limits import ConnectionLimits, Pace, frame_pace
+from server.access.limits import ConnectionLimits, Pace, Penalty, frame_pace
 from server.config import ServerSettings
 from server.messages.service import Found, Messages, payer_of, unavailable
 from server.sessions.audience import Audience
@@ -37,6 +37,10 @@ TOLD_MOST: Final = 4_096
 SENDS_IN_A_ROW: Final = 8
 IN_FLIGHT: Final = 64
 """Most frames of one session being handled at once; then reading pauses."""
+REFUSED_SECONDS: Final = 0.1
+"""For so long a refused frame still counts as being handled: to be refused fast is no way to ask more often."""
+FRAMES_IN_A_ROW: Final = 32
+"""After so many frames of one WebSocket message others have their turn."""
 TOLD_OF_A_FRAME: Final = {"type", "id", "conversation"}
 """What an error names of the frame that could not be served."""
 EXPIRY_GRACE_SECONDS: Final = 60.0
@@ -138,8 +142,11 @@ class Session:
         """Of this socket's frames, of the address', and once that is known of the user's."""
         if address_pace is not None:
             self._paces.append(address_pace)
+        self._penalty = Penalty()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._pending: dict[str, asyncio.Task[None]] = {}
+        self._shared_slots: asyncio.Semaphore | None = None
+        """Of all sockets of the user together, once that is known."""
+        self._pending: dict[str, asyncio.Task[bool]] = {}
         self._tasks: asyncio.TaskGroup
         """What lives as long as the connection."""
         self._handlers: asyncio.TaskGroup
@@ -198,8 +205,8 @@ class Session:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
-            if self._closing is not None:
-                continue  # what was said goes out, what comes now comes too late
+            if self._closing is not None:  # what was said goes out, what comes now comes too late
+                await asyncio.get_running_loop().create_future()
             data = message.get("text")
             await self._take(message["bytes"] if data is None else data)
 
@@ -213,15 +220,24 @@ class Session:
                 return
             await self.out.control_room()
             self.say(error_frame(None, None, ProtocolError("invalid_frame", str(error)).as_dict()))
+            await asyncio.sleep(self._penalty.refused())
             return
-        for raw in frames:
+        for number, raw in enumerate(frames, 1):
             await self.out.control_room()
             await self._frame(raw)
+            if number % FRAMES_IN_A_ROW == 0:
+                await asyncio.sleep(0)
 
     async def _frame(self, raw: dict[str, Any]) -> None:
         kind = raw.get("type")
         try:
-            self._keep_pace(time.monotonic())
+            if wait := self._pace(time.monotonic()):
+                self.refuse(
+                    raw, ProtocolError("rate_limited", "too many frames", retry_after_ms=math.ceil(wait * 1000))
+                )
+                await asyncio.sleep(self._penalty.refused(wait))
+                return
+            self._penalty.served()
             frame = parse_client_frame(raw)
             self.means.watch.frame_received(str(kind))
             if self.who is None and not isinstance(frame, Hello):
@@ -230,10 +246,9 @@ class Session:
         except ProtocolError as error:
             self.refuse(raw, error)
 
-    def _keep_pace(self, now: float) -> None:
-        for pace in self._paces:
-            if wait := pace.take(now):
-                raise ProtocolError("rate_limited", "too many frames", retry_after_ms=math.ceil(wait * 1000))
+    def _pace(self, now: float) -> float:
+        """Count a frame: 0, or the wait in seconds after which it would fit."""
+        return next((wait for pace in self._paces if (wait := pace.take(now))), 0.0)
 
     async def _dispatch(self, frame: Frame) -> None:
         """Frames about one message keep their order, and so do those for one conversation; others don't wait.
@@ -244,33 +259,49 @@ class Session:
         if not lanes:
             await HANDLERS[type(frame)](self, frame)
             return
-        await self._slots.acquire()
+        slots = self._slots_for(frame)
+        for slot in slots:
+            await slot.acquire()
         after = [*lanes, f"in {getattr(frame, 'conversation', None)}"]
         before = [self._pending[lane] for lane in after if lane in self._pending]
         task = self._handlers.create_task(self._in_turn(frame, before), name=f"session {self.id}: {lanes[0]}")
         self._pending |= dict.fromkeys(lanes, task)
-        task.add_done_callback(lambda done: self._handled(lanes, done))
+        task.add_done_callback(lambda done: self._handled(lanes, slots, done))
 
-    def _handled(self, lanes: list[str], task: asyncio.Task[None]) -> None:
-        self._slots.release()
+    def _slots_for(self, frame: Frame) -> list[asyncio.Semaphore]:
+        """What has to be free before it is handled. What is as slow as a model takes none of the user's."""
+        shared = self._shared_slots
+        return [self._slots] if shared is None or _is_slow(frame) else [self._slots, shared]
+
+    def _handled(self, lanes: list[str], slots: list[asyncio.Semaphore], task: asyncio.Task[bool]) -> None:
+        well = task.cancelled() or task.exception() is not None or task.result()
+        for slot in slots:
+            if well:
+                slot.release()
+            else:
+                asyncio.get_running_loop().call_later(REFUSED_SECONDS, slot.release)
         for lane in lanes:
             if self._pending.get(lane) is task:
                 del self._pending[lane]
 
-    async def _in_turn(self, frame: Frame, before: list[asyncio.Task[None]]) -> None:
+    async def _in_turn(self, frame: Frame, before: list[asyncio.Task[bool]]) -> bool:
+        """Whether it was served, not refused."""
         if before:
             await asyncio.wait(before)
         if self._gone:
-            return
+            return True
         try:
             await HANDLERS[type(frame)](self, frame)
         except ProtocolError as error:
             self.refuse(frame.model_dump(include=TOLD_OF_A_FRAME), error)
+            return False
         except Exception as error:  # the one boundary where a defect becomes a wire code
             number = secrets.token_hex(8)
             log.error("handler_failed", frame=type(frame).__name__, error_id=number, exc_info=error)
             internal = ProtocolError("internal", "a defect of the server", details={"error_id": number})
             self.refuse(frame.model_dump(include=TOLD_OF_A_FRAME), internal)
+            return False
+        return True
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -387,7 +418,10 @@ class Session:
         """Take on an identity; the seconds until it expires. Raises `ProtocolError`."""
         scopes.require(who.scopes, scopes.CHAT)
         if self.who is None:
-            self._paces.append(self.connections.enter_user(user_of(who)))
+            self.connections.greet_user(user_of(who), time.monotonic())
+            allowance = self.connections.enter_user(user_of(who))
+            self._paces.append(allowance.frames)
+            self._shared_slots = allowance.handling
             self.means.audience.join(payer_of(who), self)
         self.who = who
         if who.expires_at is None:
@@ -427,9 +461,12 @@ def _lanes(frame: Frame) -> list[str]:
     message_id, conversation = getattr(frame, "id", None), getattr(frame, "conversation", None)
     if message_id is not None:
         return [message_id] if conversation is None else [message_id, f"in {conversation}"]
-    if isinstance(frame, ConversationRequest) and frame.op == "title":
-        return [f"title of {conversation}"]
-    return []
+    return [f"title of {conversation}"] if _is_slow(frame) else []
+
+
+def _is_slow(frame: Frame) -> bool:
+    """Whether it waits for a model."""
+    return isinstance(frame, ConversationRequest) and frame.op == "title"
 
 
 def _told_id(value: object) -> str | None:

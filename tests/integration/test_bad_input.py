@@ -119,6 +119,12 @@ BAD_FRAMES: list[tuple[str, dict[str, Any], str, str | None, str | None]] = [
     ("no tokens at all", send(max_tokens=0), "invalid_frame", "send", "bad"),
     ("two caps", send(max_tokens=5, max_output_tokens=6), "invalid_frame", "send", "bad"),
     ("the cap is a list", send(max_tokens=[5]), "invalid_frame", "send", "bad"),
+    ("the cap is negative", send(max_output_tokens=-1), "invalid_frame", "send", "bad"),
+    ("the cap is beyond all", send(max_output_tokens=2**53), "invalid_frame", "send", "bad"),
+    ("the cap is a fraction", send(max_output_tokens=5.5), "invalid_frame", "send", "bad"),
+    ("the cap is 5.0", send(max_output_tokens=5.0), "invalid_frame", "send", "bad"),
+    ("the cap is true", send(max_output_tokens=True), "invalid_frame", "send", "bad"),
+    ("the cap is text", send(max_output_tokens="5"), "invalid_frame", "send", "bad"),
     ("tools is a map", send(tools={}), "invalid_frame", "send", "bad"),
     ("seventeen stops", send(stop=["x"] * 17), "invalid_frame", "send", "bad"),
     ("busy how", send(on_busy="wait"), "invalid_frame", "send", "bad"),
@@ -174,12 +180,15 @@ async def test_an_unknown_model_s_error_lists_those_there_are(valkey_url: str) -
         whole(await client.ended("bad"), messages)
 
 
+SEND = '{"type":"send","id":"bad","messages":[{"role":"user","content":"x"}]'
 UNDECODABLE: dict[str, list[str | bytes]] = {
     JSON: [
         "{", "", "nul", "[]", '"x"', "[1]", "\x00", "[[]]",
         '{"type":"send","id":"bad","messages":[{"role":"user","content":"x"}],"temperature":NaN}',
         '{"type":"ping","nonce":1e999}', '{"type":"ping","nonce":-Infinity}', '{"type":"ping","type":"ping"}',
-        '{"type":"ping","nonce":9007199254740993}', "1" * 5000, '{"a":' * 40 + "1" + "}" * 40, "[" * 100_000,
+        '{"type":"ping","nonce":9007199254740993}',
+        f"{SEND},\"max_output_tokens\":{2**63}}}", f"{SEND},\"max_output_tokens\":1e400}}",
+        "1" * 5000, '{"a":' * 40 + "1" + "}" * 40, "[" * 100_000,
         b"\xff\xfe{\x00", b"\x00" * 9,
     ],
     MSGPACK: [
@@ -377,6 +386,21 @@ async def test_too_many_connections_of_one_user(valkey_url: str) -> None:
                 pass
         await eventually(lambda: not here.node.node.sessions)
         async with wire(here.node.url, token=KEY_A):
+            pass
+
+
+async def test_too_many_handshakes_of_one_user(valkey_url: str) -> None:
+    async with counted(valkey_url, with_keys(handshakes_per_minute_per_user=1), KEY_B) as here:
+        for _ in range(10):
+            async with wire(here.node.url, token=KEY_A):
+                pass
+        async with wire(here.node.url, hello=False) as eleventh:
+            await eleventh.send({"type": "hello", "token": KEY_A})
+            error = await eleventh.error()
+            assert (error["code"], error["retryable"]) == ("rate_limited", True)
+            assert 50_000 < error["retry_after_ms"] <= 60_000
+            assert await eleventh.closed() == 4429
+        async with wire(here.node.url, token=KEY_B):
             pass
 
 

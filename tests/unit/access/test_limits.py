@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ProtocolError
-from server.access.limits import SWEEP_ENTRIES, ConnectionLimits, Pace, client_address, frame_pace
+from server.access.limits import SWEEP_ENTRIES, ConnectionLimits, Pace, Penalty, client_address, frame_pace
 from server.config import ServerSettings
 
 
@@ -46,6 +46,16 @@ def test_pace_never_exceeds_burst_plus_rate_and_its_wait_is_enough(
         assert taken <= burst + rate * now + 1e-3
 
 
+def test_a_penalty_grows_while_things_are_refused_and_goes_when_they_are_right() -> None:
+    penalty = Penalty()
+    assert [penalty.refused() for _ in range(9)] == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5]
+    for _ in range(8):
+        penalty.served()
+    assert penalty.seconds == 0.0
+    assert penalty.refused(0.3) == 0.3
+    assert penalty.refused(60.0) == 0.5
+
+
 def test_handshakes_per_address() -> None:
     limits = ConnectionLimits(ServerSettings(handshakes_per_minute=60))
     for _ in range(10):
@@ -58,6 +68,19 @@ def test_handshakes_per_address() -> None:
     limits.handshake("203.0.113.1", 1.0)
     for _ in range(100):
         limits.handshake("127.0.0.1", 0.0)
+
+
+def test_handshakes_per_user_from_any_address() -> None:
+    limits = ConnectionLimits(ServerSettings(handshakes_per_minute_per_user=60))
+    ann = ("acme", "sub", "ann")
+    for _ in range(10):
+        limits.greet_user(ann, 0.0)
+    with pytest.raises(ProtocolError, match="user") as caught:
+        limits.greet_user(ann, 0.0)
+    assert (caught.value.code, caught.value.retry_after_ms) == ("rate_limited", 1000)
+    limits.greet_user(("acme", "sub", "bob"), 0.0)
+    limits.greet_user(("acme", "key", "ann"), 0.0)
+    limits.greet_user(ann, 1.0)
 
 
 def test_idle_addresses_are_forgotten() -> None:
@@ -99,8 +122,8 @@ def test_the_frames_of_a_user_and_of_an_address_are_counted_together() -> None:
     user = ("acme", "sub", "ann")
     one, two = limits.enter_user(user), limits.enter_user(user)
     assert one is two
-    assert [one.take(0.0) == 0 for _ in range(11)] == [True] * 10 + [False]
-    assert limits.enter_user(("acme", "sub", "bob")).take(0.0) == 0
+    assert [one.frames.take(0.0) == 0 for _ in range(11)] == [True] * 10 + [False]
+    assert limits.enter_user(("acme", "sub", "bob")).frames.take(0.0) == 0
     limits.leave_user(user)
     assert limits.enter_user(user) is one, "somebody of the user is still here"
     address = limits.enter_address("203.0.113.1")
@@ -110,7 +133,7 @@ def test_the_frames_of_a_user_and_of_an_address_are_counted_together() -> None:
     for who in (user, user, ("acme", "sub", "bob")):
         limits.leave_user(who)
     limits.leave_address("203.0.113.1")
-    assert not limits._frames, "nothing is remembered of those who left"
+    assert not limits._shared, "nothing is remembered of those who left"
 
 
 @pytest.mark.parametrize(
