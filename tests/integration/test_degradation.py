@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.routing.hedging import LEAST_SAMPLES
 from tests.nodes import RunningNode, running_node, settings_for
 from tests.upstreams.script import expected_text
 from tests.upstreams.scripted import ScriptedUpstream, serving
@@ -206,6 +207,23 @@ async def test_hedges_keep_to_their_budget(valkey_url: str) -> None:
             await client.ended(f"m{number}")
         asked = [r["model"] for r in here.upstream.records if r["event"] == "start"]
         assert (asked.count("first"), asked.count("second")) == (12, 3)
+
+
+async def test_a_hedge_waits_as_long_as_most_recent_answers_took(valkey_url: str) -> None:
+    async with place(valkey_url, {"hedge_at_p95": True, "hedge_budget": 1.0}) as here, wire(here.node.url) as client:
+        here.upstream.fail("first=0.1", "first")
+        for number in range(LEAST_SAMPLES):
+            await client.ask(f"m{number}", f"script tokens=3 seed={number}")
+            await client.ended(f"m{number}")
+        assert not [r for r in here.upstream.records if r["model"] == "second"], "nothing was known to wait for"
+        state = next(state for state in here.node.node.target_states() if state.name == "first")
+        assert state.first_token_p95_ms is not None
+        here.upstream.fail("hang=first", "first", times=1)
+        await client.ask("silent", "script tokens=3")
+        view = await client.ended("silent")
+        assert view.attempts[0]["reason"]["code"] == "hedged"
+        first, second = [r["t"] for r in here.upstream.records if r["event"] == "start"][-2:]
+        assert second - first >= state.first_token_p95_ms / 1000 - 0.03 >= 0.07
 
 
 async def test_a_recovered_target_is_used_again(valkey_url: str) -> None:
