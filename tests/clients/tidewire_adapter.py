@@ -87,7 +87,7 @@ class Adapter:
     def forget(self, id: str) -> None:  # noqa: A002
         self.client.forget(id)
 
-    def ping(self, nonce: Any) -> None:
+    def ping(self, nonce: Any = None) -> None:
         self.client.check()
 
     def subscribe(self, conversation: str, after: int = 0) -> None:
