@@ -406,7 +406,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         run=int(reply[5]) if reopened else 1,
         request=request,
         user_tag=wish.user,
-        payer=payer_of(who, request.get("model", "default")),
+        payer=payer_of(who, request.get("model", DEFAULT_ROUTE)),
         head=head,
         first=head + 1,
         attempts=max(made),  # Redis may have lost the number of an attempt whose record came later

@@ -1,41 +1,33 @@
 """Whether an answer fits the `response_format` that was asked for. Pure.
 
 `json_object`: the text is one JSON object. `json_schema`: it is JSON that fits `json_schema.schema` (JSON Schema
-2020-12, or the draft that `$schema` names). Schemas come from clients, so nothing is fetched for a `$ref`, a pattern
+2020-12, or the draft that `$schema` names; see `server.prompts.answer_schema`). Schemas come from clients, so a pattern
 may not take for ever (`PATTERN_SECONDS`), and neither may the whole (`MOST_STEPS`, `MAX_ANSWER_BYTES`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Final
 
 import orjson
 import regex
-from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema import validators
+from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
-from referencing import Registry
 from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 
 from protocol.errors import ProtocolError
+from server.prompts.answer_schema import NOTHING_ELSE, BadSchema, check_schema, dialect_of
 
-MAX_SCHEMA_BYTES: Final = 65_536
 MAX_ANSWER_BYTES: Final = 8_388_608
 """Largest answer that is checked; a larger one does not fit."""
 PATTERN_SECONDS: Final = 0.05
 """Longest search for one pattern; one that takes longer counts as not found."""
 MOST_STEPS: Final = 1_000_000
 """Most keywords that are applied to one answer: about a second's work."""
-SCHEMAS_REMEMBERED: Final = 256
-"""So many schemas that were found to be good are not checked again: most requests of an application have the same."""
 UNCHECKED_REASONS: Final = frozenset({"length", "tool_calls", "content_filter", "function_call"})
 """Finish reasons of answers that are not the whole of what was asked for, and say so themselves."""
-_REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
-_NOTHING_ELSE: Final[Registry[Any]] = Registry()
-"""What a reference may lead to beside the schema itself."""
 
 Map = Mapping[str, Any]
 
@@ -61,23 +53,14 @@ def check_format(given: Map | None) -> None:
     schema = named.get("schema") if isinstance(named, Mapping) else None
     if not isinstance(schema, Mapping):
         raise _refused("`json_schema.schema` has to be a JSON schema")
-    packed = orjson.dumps(schema)
-    if len(packed) > MAX_SCHEMA_BYTES:
-        raise _refused(f"the schema has more than {MAX_SCHEMA_BYTES} bytes")
-    _check_schema(packed)
-
-
-@lru_cache(maxsize=SCHEMAS_REMEMBERED)
-def _check_schema(packed: bytes) -> None:
-    schema: Map = orjson.loads(packed)
-    for path, key, value in _keywords(schema, "$"):
-        _check_keyword(path, key, value)
-    dialect = _dialect(schema)
     try:
-        dialect.check_schema(schema)
-    except SchemaError as error:
-        raise _refused(f"the schema is invalid at {error.json_path}: `{error.validator}` does not hold") from None
-    _check_references(schema)
+        check_schema(schema)
+    except BadSchema as error:
+        raise _refused(str(error)) from None
+
+
+def _refused(why: str) -> ProtocolError:
+    return ProtocolError("invalid_frame", f"send: `response_format`: {why}")
 
 
 def wants_check(given: Map | None, finish_reason: str) -> bool:
@@ -107,57 +90,6 @@ def check(given: Map, text: str) -> None:
         raise Mismatch(f"at {error.json_path}: `{error.validator}` does not hold")
 
 
-# --- the schema -------------------------------------------------------------------------------------------------------
-
-
-def _refused(why: str) -> ProtocolError:
-    return ProtocolError("invalid_frame", f"send: `response_format`: {why}")
-
-
-def _keywords(value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
-    """(place, key, value) of every key in every object of the schema."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield path, key, part
-            yield from _keywords(part, f"{path}.{key}")
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            yield from _keywords(part, f"{path}[{index}]")
-
-
-def _check_keyword(path: str, key: str, value: Any) -> None:
-    if key in _REFERENCES and isinstance(value, str) and not value.startswith("#"):
-        raise _refused(f"{path}: a `{key}` has to lead to a place within the schema (`#…`)")
-    if key == "patternProperties" and isinstance(value, Mapping) and not path.endswith(".properties"):
-        raise _refused(f"{path}: `patternProperties` is not supported")
-    if key == "pattern" and isinstance(value, str):
-        try:
-            regex.compile(value)
-        except (regex.error, RecursionError, OverflowError):
-            raise _refused(f"{path}: the `pattern` is no regular expression") from None
-
-
-def _dialect(schema: Map) -> Any:
-    if "$schema" not in schema:
-        return Draft202012Validator
-    found = validators.validator_for(schema, default=None)  # type: ignore[arg-type]
-    if found is None:
-        raise _refused("`$schema` names no draft of JSON Schema that is known here")
-    return found
-
-
-def _check_references(schema: Map) -> None:
-    if any(key in ("$id", "id") for _, key, _ in _keywords(schema, "$")):
-        return  # then what `#` means depends on the place: a reference that leads nowhere shows in the answer
-    resolver = _NOTHING_ELSE.with_resource("", DRAFT202012.create_resource(schema)).resolver()
-    for path, key, value in _keywords(schema, "$"):
-        if key == "$ref" and isinstance(value, str):
-            try:
-                resolver.lookup(value)
-            except Unresolvable:
-                raise _refused(f"{path}: the `$ref` leads nowhere") from None
-
-
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 _Keyword = Callable[[Any, Any, Any, Map], Iterable[ValidationError] | None]
@@ -165,7 +97,7 @@ _Keyword = Callable[[Any, Any, Any, Map], Iterable[ValidationError] | None]
 
 def _validator(schema: Map) -> Validator:
     """A validator of the schema that stops after so many steps."""
-    dialect, left = _dialect(schema), [MOST_STEPS]
+    dialect, left = dialect_of(schema), [MOST_STEPS]
 
     def counted(keyword: _Keyword) -> _Keyword:
         def apply(validator: Any, value: Any, instance: Any, within: Map) -> Iterable[ValidationError] | None:
@@ -178,7 +110,7 @@ def _validator(schema: Map) -> Validator:
 
     keywords = {name: counted(keyword) for name, keyword in dialect.VALIDATORS.items()}
     keywords["pattern"] = counted(_pattern)
-    made: Validator = validators.extend(dialect, keywords)(schema, registry=_NOTHING_ELSE)  # type: ignore[no-untyped-call]
+    made: Validator = validators.extend(dialect, keywords)(schema, registry=NOTHING_ELSE)  # type: ignore[no-untyped-call]
     return made
 
 

@@ -17,6 +17,7 @@ import orjson
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from protocol.frames import MAX_SAFE_INTEGER, Name
+from server.prompts.answer_schema import check_schema
 from server.prompts.template import BadTemplate, CannotRender, Text
 from server.prompts.variables import NAME_PATTERN, Part, Variable
 from server.prompts.version import Version
@@ -85,6 +86,12 @@ class Output(Part):
     strict: bool = True
 
     _text = field_validator("schema_", mode="before")(_json_text)
+
+    @field_validator("schema_")
+    @classmethod
+    def _fit_to_check(cls, schema: Map) -> Map:
+        check_schema(schema)
+        return schema
 
     def as_chat(self) -> Map:
         """As `response_format` of the chat-completions format."""

@@ -39,6 +39,9 @@ def test_a_changed_released_version_is_refused_with_what_to_do(tmp_path: Path) -
         Registry.load(tmp_path)
 
 
+DEEP = '{"not": ' * 300 + "{}" + "}" * 300
+
+
 @pytest.mark.parametrize(
     ("name", "version", "text", "expected"),
     [
@@ -56,6 +59,9 @@ def test_a_changed_released_version_is_refused_with_what_to_do(tmp_path: Path) -
         ("a", "1.0.0", plain("x") + "[[messages]]\nrole = 'user'", "messages[1]: give `role` and `content`"),
         ("a", "1.0.0", plain("x") + "[[tools]]\nname = 'f'\n" * 2, "tools: `f` stands twice"),
         ("a", "1.0.0", plain("x") + "[output]\nschema = '{'", "output.schema: is not JSON"),
+        ("a", "1.0.0", plain("x") + "[output]\nschema = {type = 'strange'}", "the schema is invalid at $.type"),
+        ("a", "1.0.0", plain("x") + "[output]\nschema = {pattern = '(('}", "the `pattern` is no regular expression"),
+        ("a", "1.0.0", plain("x") + f"[output]\nschema = '{DEEP}'", "output.schema: the schema is nested too deeply"),
         ("a", "1.0.0", plain("x") + "[options]\ntemperature = 9", "options.temperature"),
         (
             "a", "1.0.0", plain("{{ x|first }}", "[variables.x]\ntype = 'array'\nitems = 'string'"),
