@@ -58,6 +58,8 @@ class Chat:
     def open(self, chat: str | None = None) -> str:
         """Load the page with a new chat, or this one, and wait until it is connected; the chat's id."""
         chat = chat or uuid.uuid4().hex
+        if self.page.url.startswith(self.url):
+            self.page.goto("about:blank")  # to another fragment alone the browser would not load anything
         self.page.goto(f"{self.url}/#chat={chat}")
         self.expect_connected()
         return chat

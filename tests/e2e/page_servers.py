@@ -19,9 +19,9 @@ STOP_SECONDS = 20.0
 
 
 @contextmanager
-def demo() -> Iterator[str]:
-    """The address of a `tidewire demo` in a throw-away home: its own Redis, its own model."""
-    with _home() as home, _program([_tidewire(), "demo", "--port", "0"], home) as url:
+def demo(*options: str) -> Iterator[str]:
+    """The address that a `tidewire demo` in a throw-away home tells: its own Redis, its own model."""
+    with _home() as home, _program([_tidewire(), "demo", "--port", "0", *options], home) as url:
         yield url
 
 

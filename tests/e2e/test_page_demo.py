@@ -118,7 +118,7 @@ def test_this_machine_s_second_window_gets_a_plain_link(chat: Chat) -> None:
     expect(chat.page.get_by_test_id("device-dialog")).to_contain_text("tidewire demo --lan")
 
 
-def test_a_second_device_finds_the_running_answer_and_ends_with_the_same(chat: Chat, browser: Browser) -> None:
+def test_a_second_device_finds_the_running_answer_and_may_stop_it(chat: Chat, browser: Browser) -> None:
     chat.ask(STORY)
     chat.expect_text(0)
     chat.page.get_by_test_id("device").click()
@@ -130,8 +130,10 @@ def test_a_second_device_finds_the_running_answer_and_ends_with_the_same(chat: C
     with browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True) as context:
         device = Chat(context.new_page(), chat.url)
         device.page.goto(link)
-        device.expect_whole(0)
-        chat.expect_whole(0)
+        device.expect_text(0)
+        device.answer(0).get_by_test_id("stop").click()
+        device.expect_state(0, "cancelled")
+        chat.expect_state(0, "cancelled")
         assert device.copied(0) == chat.copied(0)
         assert device.complaints == []
 

@@ -94,8 +94,8 @@ describe("a conversation", () => {
     const conversation = simple();
     conversation.event({ type: "conversation", op: "queue", current: "m1", queue: ["far", "near"], seq: 10 });
     const pending = [
-      { id: "near", text: "here?", parent: undefined },
-      { id: "sent", text: "last?", parent: undefined },
+      { id: "near", text: "here?", parent: undefined, refused: false },
+      { id: "sent", text: "last?", parent: undefined, refused: false },
     ];
     expect(conversation.strangers(pending)).toEqual(["far"]);
     conversation.waiting.set("far", "there?");
@@ -107,10 +107,18 @@ describe("a conversation", () => {
     ]);
   });
 
-  test("the answer to an old question names that question while it waits", () => {
+  test("another version stands in its place as soon as it is asked for", () => {
     const conversation = simple();
-    const [, again] = conversation.turns([{ id: "m2", text: undefined, parent: "q1" }]);
-    expect(again?.question?.text).toBe("One?");
+    const told = (text: string | undefined, parent: string, refused = false): (string | undefined)[] =>
+      conversation
+        .turns([{ id: "m2", text, parent, refused }])
+        .map(({ id, question, asked }) => `${id} ${question?.text ?? asked}`);
+    expect(told(undefined, "q1")).toEqual(["m2 One?"]);
+    expect(told("Uno?", "c")).toEqual(["m2 Uno?"]);
+    expect(told("Two?", "m1")).toEqual(["m1 One?", "m2 Two?"]);
+    expect(told("Uno?", "c", true)).toEqual(["m1 One?", "m2 Uno?"]);
+    conversation.event({ type: "conversation", op: "queue", current: "m9", queue: ["m2"], seq: 10 });
+    expect(told(undefined, "q1")).toEqual(["m1 One?", "m2 One?"]);
   });
 
   test("asks for what lies before, and for large texts", () => {

@@ -17,6 +17,7 @@ test("samples of all nodes add up, step by step", () => {
   expect(steps.map(({ sessions }) => sessions)).toEqual([3, 3, 0, 0, 0]);
   expect(steps[0]?.chunks).toBe(15);
   expect(steps[1]?.done).toBe(2);
+  expect(steps.map(({ usd }) => usd)).toEqual([0, 0, 0, 0, 0]);
   expect(series.last).toBe("4100-0");
 });
 
@@ -41,8 +42,20 @@ test("customers are listed by what they spent, and nodes that fell silent go", (
   expect(series.spending()).toEqual([]);
 });
 
+test("a step has the cost of all and the worst state of each target", () => {
+  const target = { model: "m", why: "", retry_after_ms: 0, share: 1, calls: 0, failed: 0, slow: 0 };
+  const at = (state: string) => [{ ...target, name: "primary", state, first_token_p95_ms: null }];
+  const series = new Series(2000, 4000);
+  series.add([sample(2000, "a", { targets: at("open"), spent: { acme: [1, 10, 5e8] } })]);
+  series.add([sample(2100, "b", { targets: at("closed"), spent: { small: [1, 10, 5e8] } })]);
+  series.add([sample(4100, "a", { targets: at("half_open") })]);
+  const steps = series.steps(4500);
+  expect(steps.map(({ states }) => states.get("primary"))).toEqual(["open", "half_open"]);
+  expect(steps.map(({ usd }) => usd)).toEqual([1, 0]);
+});
+
 test("scales end at round numbers", () => {
-  expect([0, 1, 1.5, 3, 7, 12, 99, 101].map(nice)).toEqual([1, 1, 2, 5, 10, 20, 100, 200]);
+  expect([0, 0.003, 1, 1.5, 3, 7, 12, 99, 101].map(nice)).toEqual([1, 0.004, 1, 2, 4, 10, 20, 100, 200]);
 });
 
 test("a gauge refills as the server said, and no further", () => {

@@ -26,11 +26,23 @@ export class Plot {
   private readonly scale: SVGElement[] = [];
   private readonly value = h("strong", { class: "plot-value" });
   private readonly unit: (value: number) => string;
+  private readonly mark: (value: number) => string;
+  private readonly least: number;
   private readonly title: string;
 
-  constructor(title: string, testid: string, lines: Line[], unit: (value: number) => string) {
+  /** `least`: the smallest scale, so that its half is a figure of its own; `mark`: how the scale is written. */
+  constructor(
+    title: string,
+    testid: string,
+    lines: Line[],
+    unit: (value: number) => string,
+    least: number,
+    mark: (value: number) => string = unit,
+  ) {
+    this.mark = mark;
     this.lines = lines;
     this.unit = unit;
+    this.least = least;
     this.title = title;
     for (const share of [0, 0.5, 1]) {
       const y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - share);
@@ -62,9 +74,9 @@ export class Plot {
 
   /** `values`: one row per line. */
   show(values: readonly (readonly number[])[]): void {
-    const most = nice(Math.max(0, ...values.flat()));
+    const most = nice(Math.max(this.least, ...values.flat()));
     this.scale.forEach((label, index) => {
-      setText(label, this.unit((most * index) / 2));
+      setText(label, this.mark((most * index) / 2));
     });
     values.forEach((row, index) => {
       const step = (WIDTH - LEFT) / Math.max(1, row.length - 1);
@@ -76,7 +88,7 @@ export class Plot {
       this.paths[index]?.setAttribute("d", line);
       this.areas[index]?.setAttribute("d", `${line}L${WIDTH} ${base}L${LEFT} ${base}Z`);
     });
-    const now = values.map((row) => row.at(-2) ?? 0); // The last step is still being filled.
+    const now = values.map((row) => row.at(-1) ?? 0);
     setText(this.value, this.unit(now.reduce((sum, value) => sum + value, 0)));
     const words = this.lines.map(({ name }, index) => text.line(name, this.unit(now[index] ?? 0)));
     this.svg.setAttribute("aria-label", text.told(this.title, words));
@@ -89,9 +101,34 @@ function make(tag: string, attributes: Record<string, string | number>): SVGElem
   return element;
 }
 
-/** The next round number: 1, 2 or 5 times a power of ten; at least 1. */
+/** How something stood over the window: one coloured piece per stretch of time. */
+export class Strip {
+  readonly element = make("svg", { viewBox: "0 0 100 6", preserveAspectRatio: "none", class: "strip", role: "img" });
+  private shown = "";
+
+  /** `states`: one per step, oldest first; undefined: not known. `words`: the same for who cannot see it. */
+  show(states: readonly (string | undefined)[], words: string): void {
+    this.element.setAttribute("aria-label", words);
+    const told = states.join();
+    if (told === this.shown) return;
+    this.shown = told;
+    const width = 100 / Math.max(1, states.length);
+    const pieces: SVGElement[] = [];
+    for (let at = 0; at < states.length; ) {
+      const state = states[at];
+      let end = at + 1;
+      while (end < states.length && states[end] === state) end++;
+      const box = { x: (at * width).toFixed(2), y: 0, height: 6, width: ((end - at) * width).toFixed(2) };
+      pieces.push(make("rect", { ...box, class: `strip-${state ?? "unknown"}` }));
+      at = end;
+    }
+    this.element.replaceChildren(...pieces);
+  }
+}
+
+/** The next number with a round half: 1, 2 or 4 times a power of ten. */
 export function nice(most: number): number {
-  if (most <= 1) return 1;
+  if (most <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(most));
-  return ([1, 2, 5, 10].find((factor) => factor * power >= most) ?? 10) * power;
+  return ([1, 2, 4, 10].find((factor) => factor * power >= most) ?? 10) * power;
 }

@@ -39,8 +39,14 @@ export interface Step {
   done: number;
   failed: number;
   cancelled: number;
+  /** US dollars that were charged in it. */
+  usd: number;
+  /** Target → the worst state that a node told in it. */
+  states: Map<string, string>;
 }
 
+/** The better state first. */
+const STATES = ["closed", "ramping", "half_open", "throttled", "open"];
 const NANO = 1e9;
 
 export class Series {
@@ -129,8 +135,8 @@ export class Series {
 }
 
 function empty(at: number): Step {
-  const zero = { sessions: 0, running: 0, chunks: 0, refused: 0, done: 0, failed: 0, cancelled: 0 };
-  return { at, nodes: new Set(), ...zero };
+  const zero = { sessions: 0, running: 0, chunks: 0, refused: 0, done: 0, failed: 0, cancelled: 0, usd: 0 };
+  return { at, nodes: new Set(), states: new Map(), ...zero };
 }
 
 /** A node that told twice within one step counts its levels once. */
@@ -141,10 +147,15 @@ function put(step: Step, sample: Sample): void {
   step.done += sample.ended.done ?? 0;
   step.failed += sample.ended.failed ?? 0;
   step.cancelled += sample.ended.cancelled ?? 0;
+  for (const [, , nano] of Object.values(sample.spent)) step.usd += nano / NANO;
 }
 
 function stand(step: Step, sample: Sample): void {
   step.sessions += sample.sessions;
   step.running += sample.running;
   step.nodes.add(sample.node);
+  for (const { name, state } of sample.targets) {
+    const before = STATES.indexOf(step.states.get(name) ?? "");
+    if (STATES.indexOf(state) > before) step.states.set(name, state);
+  }
 }

@@ -47,6 +47,8 @@ export interface Pending {
   /** Undefined: the entry `parent` is to be answered once more. */
   text: string | undefined;
   parent: string | undefined;
+  /** It will not run. */
+  refused: boolean;
 }
 
 const ROOT = "";
@@ -157,7 +159,7 @@ export class Conversation {
       if (id !== undefined) turns.push({ id, question, answer, asked: "", position: 0 });
       question = undefined;
     };
-    for (const entry of this.branch()) {
+    for (const entry of this.before(pending)) {
       if (entry.role === "assistant") put(entry);
       else if (entry.role === "user") {
         if (question) put(undefined);
@@ -166,6 +168,18 @@ export class Conversation {
     }
     put(undefined);
     return [...turns, ...this.waitingTurns(pending)];
+  }
+
+  /** The chosen branch, up to where another version was just asked for. */
+  private before(pending: readonly Pending[]): Entry[] {
+    const branch = this.branch();
+    const asked = pending.find(
+      ({ id, parent, refused }) =>
+        parent !== undefined && !refused && !this.queue.includes(id) && !this.entries.has(id),
+    );
+    if (!asked) return branch;
+    const at = branch.findIndex(({ id }) => id === asked.parent);
+    return at < 0 && asked.parent !== this.id ? branch : branch.slice(0, asked.text === undefined ? at : at + 1);
   }
 
   private waitingTurns(pending: readonly Pending[]): Turn[] {

@@ -15,6 +15,8 @@ function endpoint(): string {
 }
 
 async function main(): Promise<void> {
+  // A link to a chat, or with a code, that is followed in this very tab.
+  window.addEventListener("hashchange", () => location.reload());
   const arrival = await comeIn();
   const { token } = preferences;
   const storage = storageOf("sessionStorage");

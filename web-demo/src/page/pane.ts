@@ -317,7 +317,8 @@ export class Pane {
     return [...this.around.client.session.messages.values()].flatMap(({ id, request, state }) => {
       if (request?.conversation !== this.id || this.conversation.entry(id) || GONE.has(state)) return [];
       const { input, parent } = request;
-      return [{ id, text: input == null ? undefined : textOf(input), parent: parent ?? undefined }];
+      const text = input == null ? undefined : textOf(input);
+      return [{ id, text, parent: parent ?? undefined, refused: state === "refused" }];
     });
   }
 

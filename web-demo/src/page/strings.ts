@@ -269,7 +269,13 @@ export const strings = {
     failed: "failed",
     cancelled: "stopped",
     refused: "Quota refusals a second",
+    cost: "Cost a minute",
+    dollars: (value: number) => `$${Number(value.toPrecision(2))}`,
     targets: "Targets and their breakers",
+    strip: (target: string, percent: number) =>
+      percent === 0
+        ? `${target} was in use all the time`
+        : `${target} was not, or not fully, in use for ${percent} % of the time`,
     nodes: "Nodes",
     spending: "Cost by customer, last five minutes",
     columns: ["Customer", "Messages", "Tokens", "Cost"],
