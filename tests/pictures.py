@@ -150,7 +150,7 @@ def take_operator(browser: Browser, url: str, into: Path) -> None:
     """The operator's page after a minute of traffic with an outage in it."""
     users = [opened(browser, url, DESK, "light") for _ in range(3)]
     operator = users[0].page.context.new_page()
-    operator.set_viewport_size({"width": 1280, "height": 900})
+    operator.set_viewport_size({"width": 1280, "height": 712})
     operator.goto(f"{url}/operator/")
     end, broken = time.monotonic() + LOAD_SECONDS, False
     while (left := end - time.monotonic()) > 0:

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 AXE = ROOT / "web-demo" / "node_modules" / "axe-core" / "axe.min.js"
 STORY = "Write a short story about a lighthouse keeper who talks to ships."
+PARAGRAPH = "Explain in a long paragraph how a telegraph worked."
+"""Long enough to be broken in the middle, half as long as the story."""
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 EXPECTED_NOISE = ("WebSocket connection", "net::ERR")
@@ -53,7 +55,7 @@ def test_a_broken_primary_model_is_replaced_in_mid_answer_and_comes_back(chat: C
     page = chat.page
     primary = page.get_by_test_id("light-primary")
     expect(primary).to_have_attribute("data-state", "closed")
-    chat.ask(STORY)
+    chat.ask(PARAGRAPH)
     chat.expect_text(0)
     page.get_by_test_id("primary").click()
     expect(page.get_by_test_id("primary")).to_have_attribute("aria-pressed", "true")
@@ -74,7 +76,7 @@ def test_an_answer_outlives_the_node_that_serves_it(chat: Chat) -> None:
     node = page.get_by_test_id("fact-node")
     expect(node).to_have_text(re.compile("^[0-9a-f]{6}$"))
     before = node.inner_text()
-    chat.ask(STORY)
+    chat.ask(PARAGRAPH)
     chat.expect_text(0)
     page.get_by_test_id("kill").click()
     expect(node).not_to_have_text(before, timeout=ANSWER_MS)

@@ -172,6 +172,7 @@ export const strings = {
       server_error: "It answered with errors.",
       connect: "It could not be reached.",
       timeout: "It was too slow.",
+      slow: "It was too slow.",
     } as Record<string, string>,
     limits: {
       tokens_per_minute: "Tokens a minute",
