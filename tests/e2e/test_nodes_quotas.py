@@ -72,10 +72,10 @@ async def storm(socket: Wire, node: int, count: int) -> tuple[int, int]:
     while len(refused) + len(ended) < count:
         frame = await socket.recv()
         if frame["type"] == "error":
-            assert frame["id"] not in accepted, f"it was accepted, and then: {frame}"
             if frame["error"]["code"] == "store_unavailable":  # more than this machine serves in time: ask again
                 await socket.ask(frame["id"], ask("tokens=20", frame["id"]), max_output_tokens=20)
                 continue
+            assert frame["id"] not in accepted, f"it was accepted, and then: {frame}"
             assert frame["error"]["code"] == "quota_exceeded", frame
             assert frame["error"]["retry_after_ms"] > 0
             refused.add(frame["id"])
