@@ -9,10 +9,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import interactive
+from tests.bench import conversation, interactive
 from tests.bench.relay import Relay, relay
 
-NAMES = ("firehose", "paced", "interactive")
+NAMES = ("firehose", "paced", "interactive", "conversation")
 FIREHOSE_US = 16.0
 """Most CPU per delivered token in firehose, microseconds."""
 PACED_US = 60.0
@@ -51,6 +51,8 @@ def main() -> int:
         table, first = interactive.measure()
         Console().print(table)
         held = held and first
+    if "conversation" in names:
+        held = conversation.report(uvloop.run(conversation.conversations())) and held
     return 0 if held else 1
 
 

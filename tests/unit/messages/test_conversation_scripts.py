@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import hypothesis.strategies as st
 import orjson
@@ -23,11 +23,18 @@ T = TypeVar("T")
 URGENT = ("interrupt", "rollback")
 
 
+class Space(Protocol):
+    """A Redis: the modelled one, or a real one (`tests/integration/test_conversation_scripts.py`)."""
+
+    def execute(self, *command: Any) -> Any:
+        """The answer to a command."""
+
+
 class InstantStore:
     """A store whose every answer is there at once: no event loop is needed."""
 
-    def __init__(self) -> None:
-        self.space = Keyspace(lambda: 1_000.0)
+    def __init__(self, space: Space) -> None:
+        self.space = space
 
     async def run(self, script: Script, keys: Any, args: Any, seconds: float | None = None) -> Any:
         return self.space.execute("EVAL", script.source, len(keys), *keys, *args)
@@ -89,6 +96,12 @@ class Model:
     urgent: set[str] = field(default_factory=set)
     stop: str = ""
     undo: str = ""
+    pins: set[str] = field(default_factory=set)
+    calls: dict[str, bool] = field(default_factory=dict)
+    """Tool calls at the end: whether each has its result."""
+    asker: str = ""
+    answered: str = ""
+    """Below which the next result hangs."""
 
     def path(self, entry: str) -> list[str]:
         found: list[str] = []
@@ -111,10 +124,24 @@ class Model:
             above = name
         self.parents[asked.name], self.states[asked.name] = above, "running"
         self.tip = asked.name
+        self.calls = {}
+
+    def call_tools(self, asker: str, calls: list[str]) -> None:
+        self.calls, self.asker, self.answered = dict.fromkeys(calls, False), asker, asker
+
+    def answer(self, call: str) -> None:
+        if self.calls[call]:
+            return
+        name = entry_id(self.asker, call)
+        self.parents[name], self.states[name] = self.answered, "done"
+        if self.tip == self.answered:
+            self.tip = name
+        self.calls[call], self.answered = True, name
 
     def drop(self, entry: str) -> str:
         above = self.parents.pop(entry)
         del self.states[entry]
+        self.pins.discard(entry)
         if self.tip == entry:
             self.tip = above
         return above
@@ -128,9 +155,9 @@ class Model:
 class Machine(RuleBasedStateMachine):
     """Every rule is what some node may do at any time; most may be repeated."""
 
-    def __init__(self) -> None:
+    def __init__(self, space: Space | None = None) -> None:
         super().__init__()
-        self.store = InstantStore()
+        self.store = InstantStore(space or Keyspace(lambda: 1_000.0))
         self.conversations = Conversations(self.store, None, None, {}, 3600.0, 3600.0)  # type: ignore[arg-type]
         self.place = Place.of("user", "c")
         self.model = Model()
@@ -201,9 +228,33 @@ class Machine(RuleBasedStateMachine):
         self.take(self.asked[data.draw(st.sampled_from(waiting))])
 
     @precondition(lambda self: self.model.current in self.model.parents)
-    @rule(state=st.sampled_from(["done", "failed", "cancelled"]))
-    def end_current(self, state: str) -> None:
-        self.end(self.asked[self.model.current], state)
+    @rule(state=st.sampled_from(["done", "done", "failed", "cancelled"]), calls=st.integers(0, 2))
+    def end_current(self, state: str, calls: int) -> None:
+        self.end(self.asked[self.model.current], state, [f"call-{n}" for n in range(calls)])
+
+    @precondition(lambda self: self.model.current in self.model.parents)
+    @rule()
+    def end_with_a_call_that_nobody_answers(self) -> None:
+        """Whoever reads next sees it marked as lost."""
+        model, asked = self.model, self.asked[self.model.current]
+        self.conversations.tool_seconds = -1.0
+        self.end(asked, "done", ["lost"])
+        self.conversations.tool_seconds = 600.0
+        if model.tip == asked.name:
+            model.answer("lost")
+
+    @rule(call=st.sampled_from(["call-0", "call-1", "lost"]))
+    def answer(self, call: str) -> None:
+        """A device tells the result of a tool, for the first time or again."""
+        model = self.model
+        result = [{"role": "tool", "tool_call_id": call, "content": "sunny"}]
+        if call not in model.calls:
+            with pytest.raises(ProtocolError, match="no such tool calls"):
+                now(self.conversations.tools.answer(self.place, result))
+            return
+        model.answer(call)
+        left = now(self.conversations.tools.answer(self.place, result))
+        assert sorted(left) == sorted(name for name, done in model.calls.items() if not done)
 
     @precondition(lambda self: self.model.queue)
     @rule(data=st.data())
@@ -272,6 +323,14 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.parents)
     @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(sorted(self.model.parents)))
+        op = data.draw(st.sampled_from(["pin", "unpin"]))
+        now(self.conversations._change(self.place, op, entry))
+        (self.model.pins.add if op == "pin" else self.model.pins.discard)(entry)
+
+    @precondition(lambda self: self.model.parents)
+    @rule(data=st.data())
     def choose(self, data: st.DataObject) -> None:
         model = self.model
         entry = data.draw(st.sampled_from(sorted(model.parents)))
@@ -284,19 +343,22 @@ class Machine(RuleBasedStateMachine):
         found = self.store.space.execute("HGET", self.place.keys.children, entry or ".")
         return found.decode().split(",") if found else []
 
-    def end(self, asked: Asked, state: str) -> None:
+    def end(self, asked: Asked, state: str, calls: list[str] | None = None) -> None:
         model = self.model
+        if state == "done" and calls and model.tip == asked.name:
+            model.call_tools(asked.name, calls)
         if asked.name in model.parents:
             if state == "cancelled" and model.undo == asked.name and not model.children(asked.name):
                 model.drop(asked.name)
             else:
                 interrupted = state == "cancelled" and model.stop == asked.name
                 model.states[asked.name] = "interrupted" if interrupted else state
-        self.tell_end(asked, state)
+        self.tell_end(asked, state, calls)
         model.next()
 
-    def tell_end(self, asked: Asked, state: str) -> None:
-        body = {"message": {"role": "assistant", "content": f"answer {asked.name}"}}
+    def tell_end(self, asked: Asked, state: str, calls: list[str] | None = None) -> None:
+        message = {"role": "assistant", "content": f"answer {asked.name}"}
+        body = {"message": {**message, "tool_calls": [{"id": call} for call in calls or ()]}}
         now(self.conversations.give_turn(self.place, asked.name, asked.token, state, body))
 
     # --- what must hold -----------------------------------------------------------------------------------------------
@@ -311,6 +373,14 @@ class Machine(RuleBasedStateMachine):
         assert [entry.parent or "" for entry in page.entries] == [model.parents[e] for e in model.path(model.tip)]
         assert [entry.state for entry in page.entries] == [model.states[e] for e in model.path(model.tip)]
         assert (page.current, list(page.queue), page.tip) == (model.current, model.queue, model.tip)
+
+    @invariant()
+    def a_model_is_sent_the_end_of_the_branch_and_what_is_pinned_above(self) -> None:
+        path = self.model.path(self.model.tip)
+        page = now(self.conversations.page(self.place, limit=2, budget=10_000, pins=True))
+        assert page.pins - {""} == self.model.pins
+        assert [entry.id for entry in page.entries] == path[-2:]
+        assert [entry.id for entry in page.pinned] == [entry for entry in path[:-2] if entry in self.model.pins]
 
     @invariant()
     def every_page_is_a_piece_of_the_branch(self) -> None:
