@@ -309,7 +309,7 @@ MUTANTS: Final = (
     Mutant(
         "slots-for-ever",
         "leases that are over are not swept",
-        ((_QUOTAS, b"from, int(till))) do", b"from, '(0'))) do"),),
+        ((_QUOTAS, b"from, int(till))) do", b"from, '(0')) do"),),
     ),
     Mutant(
         "thaw-frees-slots",

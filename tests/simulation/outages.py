@@ -57,7 +57,7 @@ def world_of(seed: int) -> Schedule:
 
 def with_breakers(world: Schedule) -> Schedule:
     """The same world with breakers and outages, if the seed has them; what else happens there happens still."""
-    chance = random.Random(f"breakers {world.seed}")
+    chance = random.Random(f"outages {world.seed}")
     if world.limits is not None or chance.random() >= SHARE:
         return world
     breakers = SimBreakers(
