@@ -124,7 +124,7 @@ async def test_only_what_is_new_is_sent_and_the_server_keeps_the_thread(redis_ur
             thread += [user(given)] if isinstance(given, str) else given if isinstance(given, list) else [given]
             assert view.text == expected_text(thread, MODEL)
             thread.append({"role": "assistant", "content": view.text})
-        page = await history(client)
+        page = await whole_history(client)
         assert [(m["role"], m["content"]) for m in page["messages"]] == [(m["role"], m["content"]) for m in thread]
         assert [m["parent"] for m in page["messages"]] == [None, *(m["id"] for m in page["messages"][:-1])]
         assert {m["state"] for m in page["messages"]} == {"done"}
