@@ -137,7 +137,7 @@ class Node:
             *scripts.ALL, *quota_scripts.ALL, *shared_breaker.ALL, *job_scripts.ALL, *rollout.ALL,
             *ledger_scripts.ALL,
         )  # fmt: skip
-        self.store = await Store.connect(self.parts.redis_url, every_script)
+        self.store = await Store.connect(self.parts.redis_url, every_script, settings.redis.stall_ms / 1000)
         self.hub = Hub(self.store, settings.messages.tail_bytes)
         await self.hub.start(control_channel(self.id))
         self.rollouts = Rollouts(self.store, self.prompts.shares)

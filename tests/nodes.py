@@ -16,21 +16,12 @@ from server.node import Node, NodeParts
 from server.process import _serve_node
 from server.telemetry.tasks import TaskOwner
 from server.upstreams.registry import Addresses
+from tests.processes import serve_config
 
 
 def settings_for(redis_url: str, upstream: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings of a node with one scripted target behind the routes `default` and `scripted`."""
-    data: dict[str, Any] = {
-        "server": {"port": 0},
-        "redis": {"url": redis_url},
-        "auth": {"anonymous": True},
-        "targets": {"scripted": {"driver": "openai", "base_url": f"{upstream}/v1", "model": "scripted"}},
-        "routes": {"default": {"targets": ["scripted"]}},
-        "ledger": {"url": "sqlite:///:memory:"},
-    }
-    for section, values in (overrides or {}).items():
-        data[section] = {**data.get(section, {}), **values}
-    return parse(data, {})
+    return parse(serve_config(redis_url, upstream, **(overrides or {})), {})
 
 
 @dataclass(slots=True)

@@ -11,13 +11,19 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import psutil
+
+from server.config.sections import RedisSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
+STALL_MS: Final = 2000
+"""Silence of Redis that nodes under test bear before they refuse: a busy machine may let Redis wait for its turn."""
+AS_SHIPPED: Final = {"stall_ms": RedisSettings.model_fields["stall_ms"].default}
+"""The section `[redis]` for tests of what happens when Redis does fall silent."""
 
 
 def toml(data: Mapping[str, Any]) -> str:
@@ -52,7 +58,7 @@ def serve_config(redis_url: str, upstream: str, **sections: Mapping[str, Any]) -
     """One scripted target behind the route `default`, anonymous, a free port; `sections` are merged in."""
     data: dict[str, Any] = {
         "server": {"port": 0},
-        "redis": {"url": redis_url},
+        "redis": {"url": redis_url, "stall_ms": STALL_MS},
         "auth": {"anonymous": True},
         "targets": {"scripted": {"driver": "openai", "base_url": f"{upstream}/v1", "model": "scripted"}},
         "routes": {"default": {"targets": ["scripted"]}},

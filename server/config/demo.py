@@ -36,7 +36,8 @@ def demo_settings(
     backup = {"price_per_million_input": "0.10", "price_per_million_output": "0.40"}
     data: dict[str, dict[str, Any]] = {
         "server": {"workers": 2},
-        "redis": {"url": "embedded", "data_dir": str(home / "redis")},
+        # Redis, nodes, model and browser share one machine: its pauses are no outage of Redis.
+        "redis": {"url": "embedded", "data_dir": str(home / "redis"), "stall_ms": 1000},
         "auth": {"anonymous": True} if secret_env is None else {"jwt_secret_env": secret_env},
         "tiers": {
             "demo": {

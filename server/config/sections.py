@@ -91,6 +91,9 @@ class RedisSettings(Section):
     """File that holds the URL."""
     data_dir: Path
     """Folder of the embedded server's data."""
+    stall_ms: Annotated[int, Field(ge=20, le=4000)] = 100
+    """Silence, in milliseconds, after which new messages are refused (`store_unavailable`) instead of kept waiting.
+    Raise it where Redis shares a machine that is short of CPU: it takes that machine's pauses for an outage."""
 
 
 class ApiKey(Section):

@@ -361,7 +361,7 @@ def _in_redis(settings: Settings, work: Callable[[Store], Awaitable[Result]]) ->
 
     async def run() -> Result:
         async with _redis_of(settings) as url:
-            store = await Store.connect(url, ALL)
+            store = await Store.connect(url, ALL, settings.redis.stall_ms / 1000)
             try:
                 return await work(store)
             finally:

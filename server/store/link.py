@@ -5,7 +5,7 @@ a hand-packed command on one connection 6 µs (docs/performance.md has the bench
 servers (URLs, Sentinel, cluster slots) and does everything that is not on the hot path.
 
 A `Link` reconnects by itself. It is its own circuit breaker: `available` turns false as soon as the oldest unanswered
-command is `STALL_SECONDS` old, and nothing was heard for as long, or there is no connection, and true again with the
+command is `stall_seconds` old, and nothing was heard for as long, or there is no connection, and true again with the
 next reply, so that callers can refuse at once what a frozen server would keep waiting. Commands whose connection was
 lost fail with `StoreLost`: whether they happened is unknown, and every script of ours may be run again.
 """
@@ -27,7 +27,8 @@ from server.telemetry.tasks import TaskOwner
 log = structlog.get_logger("store")
 
 STALL_SECONDS: Final = 0.1
-"""A command unanswered for this long means that the server is not well; refusals must leave within 150 ms."""
+"""A command unanswered for this long means that the server is not well; refusals must leave within 150 ms. What
+`redis.stall_ms` is unless it is set."""
 LOST_SECONDS: Final = 5.0
 """A command unanswered for this long means that the connection is of no use any more."""
 CONNECT_SECONDS: Final = 1.0
@@ -223,8 +224,10 @@ class Link(Waiting):
         scripts: Sequence[bytes] = (),
         on_push: Callable[[list[Any]], bool] | None = None,
         on_change: Callable[[bool], None] | None = None,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         super().__init__(address, scripts, on_push, on_change)
+        self.stall_seconds = stall_seconds
         self.loop = asyncio.get_running_loop()
         self._wire: _Wire | None = None
         self._owner = TaskOwner(f"link {address}")
@@ -333,5 +336,5 @@ class Link(Waiting):
         if silent > LOST_SECONDS:
             log.warning("store_silent", address=str(self.address), seconds=round(silent, 3))
             wire.abort()
-        elif silent > STALL_SECONDS:
+        elif silent > self.stall_seconds:
             self._stalls()

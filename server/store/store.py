@@ -6,19 +6,20 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import structlog
 
-from server.store.link import Address, Link, StoreReply, StoreUnavailable
+from server.store.link import STALL_SECONDS, Address, Link, StoreReply, StoreUnavailable
 from server.store.topology import SLOTS, SingleTopology, Topology, slot_of, topology_of
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("store")
 
 IMPATIENT: Final = -1.0
-"""For calls with a client waiting: they fail as soon as Redis falls silent (`STALL_SECONDS`), so that a refusal is out
+"""For calls with a client waiting: they fail as soon as Redis falls silent (`redis.stall_ms`), so that a refusal is out
 within 150 ms; as long as it answers others, they wait."""
 START_SECONDS: Final = 10.0
 ASK_AGAIN_SECONDS: Final = 0.2
@@ -75,9 +76,12 @@ class Store:
         """Called when some primary has another address than before."""
 
     @classmethod
-    async def connect(cls, url: str, scripts: Sequence[Script]) -> Store:
-        """Connect to the Redis at `url`. Raises `StoreUnavailable` if it does not answer within 10 s."""
-        store = cls(topology_of(url), scripts)
+    async def connect(cls, url: str, scripts: Sequence[Script], stall_seconds: float = STALL_SECONDS) -> Store:
+        """Connect to the Redis at `url`, which counts as down once it is silent for `stall_seconds`.
+
+        Raises `StoreUnavailable` if it does not answer within 10 s.
+        """
+        store = cls(topology_of(url), scripts, partial(Link, stall_seconds=stall_seconds))
         try:
             await store.start()
         except BaseException:

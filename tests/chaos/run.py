@@ -24,7 +24,7 @@ from tests.chaos.faults import Fault, Store, schedule
 from tests.chaos.figures import Figures
 from tests.chaos.proxy import Link, Proxy, proxying, shuffled
 from tests.chaos.rig import MODEL, Rig, incarnation, rig
-from tests.processes import DidNotStart, ServeProcess
+from tests.processes import AS_SHIPPED, DidNotStart, ServeProcess
 from tests.servers import RedisServer
 
 SLOW_BYTES_PER_SECOND: Final = 6_000.0
@@ -204,7 +204,7 @@ async def run(plan: Plan) -> Figures:
         print(f"seed {plan.seed}: {len(faults)} faults", *faults, sep="\n")
     async with AsyncExitStack() as stack:
         url, primaries, store = stack.enter_context(_store(plan.store))
-        sections: dict[str, Any] = {"server": {"drain_seconds": DRAIN_SECONDS}}
+        sections: dict[str, Any] = {"server": {"drain_seconds": DRAIN_SECONDS}, "redis": AS_SHIPPED}
         r = await stack.enter_async_context(rig(url, plan.nodes, primaries, **sections))
         chance = random.Random(plan.seed)
         trouble: Trouble

@@ -113,5 +113,5 @@ async def test_g10_what_cannot_finish_in_time_is_handed_over_at_once_and_visibly
             ("fresh", None),
             ("restart", "owner_lost"),
         ]
-        assert seconds < 1.0 + 4.0 + 5.0  # drain, the answer anew, and at most what a takeover may take
+        assert seconds < 30.0  # drain, answer and takeover: 10 s on a machine at rest
         await r.check_once("long", messages, calls=2)

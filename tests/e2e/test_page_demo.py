@@ -19,6 +19,8 @@ AXE = ROOT / "web-demo" / "node_modules" / "axe-core" / "axe.min.js"
 STORY = "Write a short story about a lighthouse keeper who talks to ships."
 PARAGRAPH = "Explain in a long paragraph how a telegraph worked."
 """Long enough to be broken in the middle, half as long as the story."""
+QUESTIONS = 5
+"""At most so many are asked until the mended model is tried again."""
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 EXPECTED_NOISE = ("WebSocket connection", "net::ERR")
@@ -66,9 +68,12 @@ def test_a_broken_primary_model_is_replaced_in_mid_answer_and_comes_back(chat: C
     page.get_by_test_id("primary").click()
     expect(page.get_by_test_id("primary")).to_have_attribute("aria-pressed", "false")
     expect(primary).to_contain_text("tried with the next question", timeout=ANSWER_MS)
-    chat.ask("Name one lake.")
-    expect(primary).to_have_attribute("data-state", re.compile("closed|half_open|ramping"), timeout=ANSWER_MS)
-    chat.expect_whole(1)
+    for number in range(1, QUESTIONS + 1):  # the node asked may think the pause a moment longer than the one that told
+        chat.ask("Name one lake.")
+        chat.expect_whole(number)
+        if primary.get_attribute("data-state") != "open":
+            break
+    expect(primary).to_have_attribute("data-state", re.compile("closed|half_open|ramping"))
 
 
 def test_an_answer_outlives_the_node_that_serves_it(chat: Chat) -> None:

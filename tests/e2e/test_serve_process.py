@@ -49,7 +49,8 @@ def config(folder: Path, redis_url: str, upstream: str, server: str = "") -> Pat
     """A configuration with one scripted target; the embedded Redis keeps its data in `folder`."""
     path = folder / "tidewire.toml"
     path.write_text(
-        f'[server]\nport = 0\ndrain_seconds = 10\n{server}\n[redis]\nurl = "{redis_url}"\ndata_dir = "{folder}/redis"\n'
+        f"[server]\nport = 0\ndrain_seconds = 10\n{server}\n"
+        f'[redis]\nurl = "{redis_url}"\ndata_dir = "{folder}/redis"\nstall_ms = 2000\n'
         f'[auth]\nanonymous = true\n[ledger]\nurl = "sqlite:///{folder}/ledger.db"\n'
         f'[targets.scripted]\ndriver = "openai"\nbase_url = "{upstream}/v1"\nmodel = "scripted"\n'
         '[routes.default]\ntargets = ["scripted"]\n'

@@ -143,7 +143,7 @@ async def test_a_frozen_server_is_noticed_soon_and_forgiven_at_its_first_reply(o
     started = time.monotonic()
     waiting = [link.call("ECHO", str(number)) for number in range(3)]
     await eventually(lambda: not link.available)
-    assert STALL_SECONDS * 0.9 < time.monotonic() - started < STALL_SECONDS + 0.4
+    assert STALL_SECONDS * 0.9 < time.monotonic() - started < STALL_SECONDS + 3
     assert link.connected
     assert not waiting[0].done()
     own.thaw()

@@ -363,7 +363,7 @@ async def test_cancel_from_another_node(valkey_url: str) -> None:
             end = (await client.ended("m1")).end
             assert end is not None
             assert end["type"] == "cancelled"
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 30
 
 
 # --- ids, users, mismatch --------------------------------------------------------------------------------------------

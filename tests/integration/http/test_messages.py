@@ -14,6 +14,7 @@ import pytest
 from server.http.api_models import Message
 from tests.integration.http.client import CHAT, MODEL, Place, events, place, refused, turns
 from tests.nodes import running_node, settings_for
+from tests.processes import AS_SHIPPED
 from tests.servers import VALKEY, RedisServer
 from tests.upstreams.script import expected_reasoning, expected_text, expected_tool_calls
 from tests.wire import eventually_true, wire
@@ -281,7 +282,7 @@ async def test_the_server_s_own_page_may_ask_and_a_rebound_name_may_not(here: Pl
 @pytest.mark.slow
 async def test_while_redis_is_frozen_new_requests_are_refused_and_streams_go_on_after() -> None:
     with RedisServer(VALKEY) as server:
-        async with place(server.url) as here:
+        async with place(server.url, {"redis": AS_SHIPPED}) as here:
             asked = "script tokens=40 rate=20"
             async with here.ask(asked, "m1", stream=True) as answer:
                 stream = events(answer)
@@ -292,7 +293,7 @@ async def test_while_redis_is_frozen_new_requests_are_refused_and_streams_go_on_
                     began = loop.time()
                     async with here.ask("script tokens=3", "m2") as refusal:
                         error = await refused(refusal, 503, "store_unavailable")
-                    assert loop.time() - began < 1.0
+                    assert loop.time() - began < 5.0
                     assert error["retry_after_ms"] > 0
                     async with here.request("GET", "/v1/messages/m1") as refusal:
                         await refused(refusal, 503, "store_unavailable")

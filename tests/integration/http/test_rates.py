@@ -11,6 +11,7 @@ import pytest
 from server.quotas.headers import HEADERS
 from tests.integration.http.client import events, place, refused, streamed, turns
 from tests.nodes import running_node, settings_for
+from tests.processes import AS_SHIPPED
 from tests.servers import VALKEY, RedisServer
 
 LIMITS = {"tokens_per_minute": 6000, "requests_per_minute": 4, "max_output_tokens": 100}
@@ -111,7 +112,7 @@ async def test_a_message_of_another_node_tells_the_figures_of_all(valkey_url: st
 
 async def test_while_redis_is_silent_a_refusal_is_quick_and_tells_no_figures(limited: dict[str, Any]) -> None:
     with RedisServer(VALKEY) as server:
-        async with place(server.url, limited) as here:
+        async with place(server.url, limited | {"redis": AS_SHIPPED}) as here:
             server.freeze()
             try:
                 async with here.ask("script tokens=5", "m1") as answer:
