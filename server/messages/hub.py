@@ -70,6 +70,7 @@ class Channel:
     __slots__ = (
         "_size",
         "base",
+        "doubtful",
         "encoded",
         "ended",
         "entries",
@@ -79,6 +80,7 @@ class Channel:
         "keys",
         "limit",
         "local",
+        "missed",
         "tag",
     )
 
@@ -93,6 +95,10 @@ class Channel:
         """Whether this process generates the message."""
         self.ended = False
         self.generation = b""
+        self.doubtful = False
+        """The connection was lost: what is published may be of another claim, until the record was read."""
+        self.missed = False
+        """Something was published meanwhile."""
         """Of the claim whose events these are; empty until it is known."""
         self.limit = limit
         """Most bytes of newest entries that are kept; older ones are read from Redis by the page."""
@@ -314,6 +320,8 @@ class Hub:
             self._gone(channel, msgpack.unpackb(data[1:]))
         elif len(data) == 1:
             self.on_note(channel.tag, data)
+        elif channel.doubtful:
+            channel.missed = True
         elif not channel.publish(unpack(data)):
             self._reread_soon(channel)
 
@@ -345,6 +353,7 @@ class Hub:
         for name, channel in self._by_name.items():
             if self.store.link(name) is primary:
                 self._links[primary].push("SSUBSCRIBE", name)
+                channel.doubtful = channel.missed = True
                 self._reread_soon(channel)
 
     def _moved(self) -> None:
@@ -371,6 +380,9 @@ class Hub:
             log.info("reread_failed", tag=channel.tag)  # the watch comes round again
         finally:
             self._rereading.discard(channel.tag)
+        if channel.missed and not channel.doubtful:
+            channel.missed = False
+            self._reread_soon(channel)
 
     async def _reread(self, channel: Channel) -> None:
         """Let the tail begin at the head that the record tells; what lies before it is paged by the followers.
@@ -391,6 +403,7 @@ class Hub:
         if channel.generation and generation != channel.generation:
             channel.reset(int(head), ended)
         channel.belongs_to(generation)
+        channel.doubtful = False
         if int(head) < known or int(head) > channel.head or (ended and not channel.ended):
             channel.reset(int(head), ended)
         if channel.ended:
