@@ -95,11 +95,11 @@ class Channel:
         """Whether this process generates the message."""
         self.ended = False
         self.generation = b""
-        self.doubtful = False
-        """The connection was lost: what is published may be of another claim, until the record was read."""
-        self.missed = False
-        """Something was published meanwhile."""
         """Of the claim whose events these are; empty until it is known."""
+        self.doubtful = False
+        """The subscription broke off: what is published may be of another claim, until the record was read."""
+        self.missed = False
+        """Something may have been published meanwhile."""
         self.limit = limit
         """Most bytes of newest entries that are kept; older ones are read from Redis by the page."""
         self.entries: deque[Entry] = deque()
@@ -353,8 +353,11 @@ class Hub:
         for name, channel in self._by_name.items():
             if self.store.link(name) is primary:
                 self._links[primary].push("SSUBSCRIBE", name)
-                channel.doubtful = channel.missed = True
-                self._reread_soon(channel)
+                self._doubt(channel)
+
+    def _doubt(self, channel: Channel) -> None:
+        channel.doubtful = channel.missed = True
+        self._reread_soon(channel)
 
     def _moved(self) -> None:
         """Some primary has moved: follow it, and subscribe anew where a slot changed hands."""
@@ -366,7 +369,7 @@ class Hub:
             self._subscriber(name).push("SSUBSCRIBE", name)
         for name, channel in self._by_name.items():
             self._subscriber(name).push("SSUBSCRIBE", name)
-            self._reread_soon(channel)
+            self._doubt(channel)
 
     def _reread_soon(self, channel: Channel) -> None:
         if channel.tag not in self._rereading:
@@ -374,14 +377,15 @@ class Hub:
             self._owner.start(self._reread_quietly(channel), "reread")
 
     async def _reread_quietly(self, channel: Channel) -> None:
+        again = False
         try:
             await self._reread(channel)
+            again, channel.missed = channel.missed, False
         except (StoreError, TimeoutError):
             log.info("reread_failed", tag=channel.tag)  # the watch comes round again
         finally:
             self._rereading.discard(channel.tag)
-        if channel.missed and not channel.doubtful:
-            channel.missed = False
+        if again:
             self._reread_soon(channel)
 
     async def _reread(self, channel: Channel) -> None:
@@ -390,7 +394,7 @@ class Hub:
         A head below what we had *before asking* means that Redis lost acknowledged writes; one below what arrived
         meanwhile only means that the answer was overtaken.
         """
-        known = channel.head
+        known, doubted = channel.head, channel.doubtful
         head, state, generation = await self.store.call(
             channel.keys.record, "HMGET", channel.keys.record, "head", "state", "gen", seconds=CONFIRM_SECONDS
         )
@@ -403,7 +407,8 @@ class Hub:
         if channel.generation and generation != channel.generation:
             channel.reset(int(head), ended)
         channel.belongs_to(generation)
-        channel.doubtful = False
+        if doubted:  # before this was asked; who came to doubt since then asks again
+            channel.doubtful = False
         if int(head) < known or int(head) > channel.head or (ended and not channel.ended):
             channel.reset(int(head), ended)
         if channel.ended:

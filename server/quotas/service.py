@@ -172,7 +172,8 @@ class Quotas:
         if reply[0] != b"again":
             self._watch.quota("settled")
             self._watch.settled(payer.tenant, used.tokens, used.nano_dollars)
-            self.say(payer, self._learn(policy, payer, reply[1], reply[2:]), int(reply[1]))
+        # also what was done already: its answer was lost, and our own notification of it is not for us
+        self.say(payer, self._learn(policy, payer, reply[1], reply[2:]), int(reply[1]))
 
     def let_go(self, hold: str) -> None:
         """See `Quota`."""
