@@ -26,6 +26,7 @@ from server.store.keys import MessageKeys, message_tag, open_set
 from tests.chaos.audit import UpstreamLog, Verdict, audit, stored_messages
 from tests.chaos.rig import ENDED, MODEL, ask
 from tests.nodes import running_node, settings_for
+from tests.processes import AS_SHIPPED
 from tests.servers import RedisServer
 from tests.upstreams.script import expected_text
 from tests.upstreams.scripted import process as scripted
@@ -97,7 +98,7 @@ async def bench(valkey_server: RedisServer, tmp_path: Path) -> AsyncIterator[Ben
     log = UpstreamLog(tmp_path / "upstream.jsonl")
     async with (
         scripted(log.path) as upstream,
-        running_node(settings_for(valkey_server.url, upstream)) as running,
+        running_node(settings_for(valkey_server.url, upstream, {"redis": AS_SHIPPED})) as running,
     ):
         yield Bench(running.node, running.url, valkey_server, log)
 
