@@ -61,10 +61,12 @@ MAX_FRAME_BYTES: Final = 2_048
 """A small limit, so that snapshots come in parts."""
 PRICE: Final = Price(Decimal(1), Decimal(2))
 BEYOND: Final = 7
-_SETTINGS: Final = ServerSettings(frames_per_second=1_000_000)
+_SETTINGS: Final = ServerSettings(
+    frames_per_second=1_000_000, frames_per_second_per_user=1_000_000, handshakes_per_minute_per_user=1_000_000
+)
+"""Paces are kept by the real clock, which a simulated world outruns: none may bind."""
 OWNERS: Final = ("hub:", "messages:", "journal:", "ownership:", "quotas:", "breakers:", "store:", "n")
 """Names of those whose tasks may not die of an exception."""
-LIMITS: Final = SessionLimits(_SETTINGS, ConnectionLimits(_SETTINGS))
 
 
 class NoMetrics:
@@ -140,6 +142,7 @@ class SimNode:
         self.inside = world.loop.context_of(self.host)
         self.links: list[SimLink] = []
         self.sessions: dict[SimSocket, Session] = {}
+        self.limits = SessionLimits(_SETTINGS, ConnectionLimits(_SETTINGS))
         self.quotas: Quotas | None = None
         """Where the world has limits."""
         self.audience: Audience | None = None
@@ -259,7 +262,7 @@ class SimNode:
             self.sessions.pop(socket, None)
 
     async def _converse(self, socket: SimSocket) -> None:
-        session = Session(socket, JSON, self.means, LIMITS)  # type: ignore[arg-type]
+        session = Session(socket, JSON, self.means, self.limits)  # type: ignore[arg-type]
         out = session.out
         session.out = SimOutbound(out.codec, out.reader, MAX_FRAME_BYTES)
         self.world.sockets += 1
