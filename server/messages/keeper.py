@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 import structlog
@@ -38,6 +38,8 @@ from server.store.keys import MessageKeys, active_set, hold_id, message_index, o
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
+
+T = TypeVar("T")
 
 RETRY_SECONDS: Final = 0.25
 JUMP: Final = 2**20
@@ -76,6 +78,8 @@ class Keeper:
         self._open = open_set(node)
         self._idle = asyncio.Event()
         self._idle.set()
+        self.left = False
+        """It runs nothing any more: what is claimed in its name from now on is a survivor's."""
 
     def has(self, tag: str) -> bool:
         """Whether this process runs the message, is finishing it, or is about to run it."""
@@ -100,12 +104,14 @@ class Keeper:
         """While a claim is asked for, the end of an earlier run does not take the message off this node's list: were
         the node to die before the new run has begun, nobody would find it."""
         self._claiming[tag] += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self._claiming[tag] -= 1
             if not self._claiming[tag]:
                 del self._claiming[tag]
+            self._look_idle()
 
     def begin(self, claim: Claim) -> Running:
         """Drive a message that this node has just come to own."""
@@ -144,8 +150,11 @@ class Keeper:
                 await self._give_back(running)
         finally:
             self.finishing.discard(claim.tag)
-            if not self.running and not self.finishing:
-                self._idle.set()
+            self._look_idle()
+
+    def _look_idle(self) -> None:
+        if not self.running and not self.finishing and not self._claiming:
+            self._idle.set()
 
     async def _settle(self, payer: Payer, hold: str, used: Used) -> None:
         """Replace the hold by what was used: after the end is written, before the message is finalized."""
@@ -153,8 +162,11 @@ class Keeper:
 
     async def finish(
         self, keys: MessageKeys, generation: bytes, run: int, message_id: str, place: Place | None
-    ) -> None:
-        """Do what is left to do after the end: first in its conversation, then in its own record."""
+    ) -> bool:
+        """Do what is left to do after the end: first in its conversation, then in its own record.
+
+        False if the record does not tell of this end: Redis lost it, or the message runs again.
+        """
         times, conversations = self.times, self.means.conversations
         if place is not None:
             token = b"%s:%d" % (generation, run)
@@ -162,16 +174,16 @@ class Keeper:
 
         await self.means.replicas.have(keys.record, REPLICA_SECONDS)  # the end, before its journal is let go
 
-        async def keep() -> None:
-            await finalize(
+        return await self.stubbornly(
+            lambda: finalize(
                 self.means.store, self.reader, keys, generation, run, times.retention_seconds, times.claim_seconds
             )
-
-        await self.stubbornly(keep)
+        )
 
     async def _wind_up(self, claim: Claim) -> None:
         """What is left to do after the end; where Redis has lost some of it meanwhile, it goes on from there."""
-        await self.finish(claim.keys, claim.generation, claim.run, claim.id, claim.place)
+        if not await self.finish(claim.keys, claim.generation, claim.run, claim.id, claim.place):
+            await self.stubbornly(lambda: self._go_on_if_lost(claim))  # while it is listed, so that others find it, too
         await self.stubbornly(lambda: self.kept(claim.user_tag, claim.id))
         await self.stubbornly(lambda: self._unlist(claim.tag))
         await self.stubbornly(lambda: self._go_on_if_lost(claim))
@@ -196,17 +208,27 @@ class Keeper:
         if error is not None:
             await self.stubbornly(lambda: self._release_or_go_on(running, error))
         else:
-            await self.stubbornly(lambda: self._let_go(claim.tag))
+            await self.stubbornly(lambda: self._let_go(running))
 
-    async def _let_go(self, tag: str) -> None:
-        """Another claim has the message; if it is an earlier one of ours, to which Redis fell back, it goes on here."""
-        record = MessageKeys.of(tag).record
-        owner, state = await self.means.store.call(record, "HMGET", record, "owner", "state", seconds=STEP_SECONDS)
+    async def _let_go(self, running: Running) -> None:
+        """Another claim has the message; if it is an earlier one of ours, to which Redis fell back, it goes on here.
+
+        If Redis lost the claim altogether, nobody else knows of its hold.
+        """
+        claim = running.claim
+        record = claim.keys.record
+        owner, state, generation = await self.means.store.call(
+            record, "HMGET", record, "owner", "state", "gen", seconds=STEP_SECONDS
+        )
+        if generation != claim.generation:
+            spent = [withdrawn(ended, claim.run) for ended in running.answer.records]
+            used = settlement(spent, claim.run, claim.account) if spent else Used(dispatched=False)
+            await self.means.quotas.settle(claim.payer, claim.hold, used)
         ours = owner == self.node.encode() and not has_ended(state)
-        if ours and tag not in self.running:
-            await self.adopt(tag, self.node)
+        if ours and claim.tag not in self.running:
+            await self.adopt(claim.tag, self.node)
         else:
-            await self._unlist(tag)
+            await self._unlist(claim.tag)
 
     async def _release_or_go_on(self, running: Running, error: ProtocolError) -> None:
         """Free the id; what can't be freed, because more than a claim stands under it, is not left without an owner."""
@@ -214,9 +236,9 @@ class Keeper:
         if claim.place is not None:
             await self.means.conversations.withdraw(claim.place, claim.id, claim.token)
         running.released = running.released or await self.release(claim.keys, claim.generation, claim.fence, error)
-        if (
-            running.released and running.reservation.may_hold
-        ):  # in this order: another owner of the claim would use the hold
+        adopted = claim.fence != self._first_fence(claim.generation)  # then an earlier owner may have reserved
+        if running.released and (adopted or running.reservation.may_hold):
+            # in this order: another owner of the claim would use the hold
             await self.means.quotas.settle(claim.payer, claim.hold, Used(dispatched=False))
         if not running.released and claim.tag not in self.running:
             await self.adopt(claim.tag, self.node)
@@ -249,9 +271,9 @@ class Keeper:
         keys = [active_set(user), message_index(user)]
         await self.means.store.run(KEPT, keys, [self.times.claim_seconds, *ids], STEP_SECONDS)
 
-    async def stubbornly(self, step: Callable[[], Awaitable[Any]]) -> None:
-        """Repeat an idempotent step until Redis has done it."""
-        await until_redis_answers(step, RETRY_SECONDS)
+    async def stubbornly(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an idempotent step until Redis has done it; its result."""
+        return await until_redis_answers(step, RETRY_SECONDS)
 
     # --- adopting -------------------------------------------------------------------------------------------------
 
@@ -380,11 +402,12 @@ class Keeper:
     # --- the end of the node --------------------------------------------------------------------------------------
 
     async def idle(self) -> None:
-        """Wait until nothing runs here and everything that ended is finished."""
+        """Wait until nothing runs here, nothing is being claimed, and everything that ended is finished."""
         await self._idle.wait()
 
     async def abandon(self) -> None:
         """Stop what runs without a word: it stays open, and a survivor adopts it."""
+        self.left = True
         for running in list(self.running.values()):
             running.abandon()
         await self.owner.close()

@@ -186,6 +186,8 @@ class Messages:
                     raise wish.request
                 if reply[0] == b"mismatch":
                     raise ProtocolError("idempotency_mismatch", f"{send.id} was used before, for a different request")
+                if reply[0] != b"have" and self.keeper.left:
+                    raise leaving()  # it is on this node's list: a survivor adopts it
                 if reply[0] != b"have":
                     claim = await self._whole(_claimed(wish, generation, reply))
                     running = self.keeper.begin(claim)
@@ -244,6 +246,7 @@ class Messages:
                 store.call(self._open, "SADD", self._open, tag),
                 store.call(active_set(user), "SADD", active_set(user), send.id),
             )
+            attaches_only = self.draining  # it may have begun meanwhile, and a node that leaves makes nothing new
         args = [
             asked.fingerprint(send),
             round(self.keeper.times.claim_seconds * 1000),
@@ -256,7 +259,7 @@ class Messages:
         reply: list[Any] = await store.run(CLAIM, [keys.record, keys.journal, keys.standing], args)
         if attaches_only:
             if reply[0] == b"none":
-                raise ProtocolError("draining", "this node is shutting down; reconnect and ask again")
+                raise leaving()
         elif reply[0] not in (b"new", b"reopened"):
             self._forget_hints(tag, user, send.id, reply)
         return reply
@@ -427,6 +430,11 @@ def payer_of(who: Principal, route: str = "") -> Payer:
 def unavailable() -> ProtocolError:
     """Redis does not answer; nothing was started."""
     return ProtocolError("store_unavailable", "the store does not answer; nothing was started", retry_after_ms=1000)
+
+
+def leaving() -> ProtocolError:
+    """This node makes nothing new."""
+    return ProtocolError("draining", "this node is shutting down; reconnect and ask again")
 
 
 def unknown(message_id: str) -> ProtocolError:

@@ -220,6 +220,7 @@ class Check:
     def _released(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
         if reply == 1 and (truth := self.truths.get(keys[0])) is not None:
             truth.forgiven += 1
+            self.orphans = [orphan for orphan in self.orphans if orphan[0] is not truth]  # its owner's last words
             if truth.now.head:
                 self.fail("G1", f"{truth.id} was released although it had written")
 
