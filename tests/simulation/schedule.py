@@ -16,6 +16,8 @@ TARGETS: Final = ("near", "far")
 FAULTS_END_SECONDS: Final = 45.0
 LIMITED: Final = 1 / 3
 """Share of the worlds that have quotas; the others are as they would be without."""
+FORGOTTEN: Final = 1 / 16
+"""Share of the worlds in which Redis loses what clients have seen."""
 OUTPUT_TOKENS: Final = 40
 """Cap of the output, and with the bound of the input the size of a reservation."""
 RESERVATION: Final = most_input(request("m0")) + OUTPUT_TOKENS
@@ -118,8 +120,30 @@ def draw(seed: int) -> Schedule:
     steps = _wishes(chance, schedule)
     if flavour > 0.12:
         steps += _faults(chance, schedule)
+    schedule, forgotten = _forgotten(seed, schedule)
     limits, more = _limits(seed)
-    return replace(schedule, steps=tuple(sorted(steps + more, key=lambda step: step.at)), limits=limits)
+    steps = sorted(steps + forgotten + more, key=lambda step: step.at)
+    return replace(schedule, steps=tuple(steps), limits=limits)
+
+
+def _forgotten(seed: int, world: Schedule) -> tuple[Schedule, list[Step]]:
+    """In some worlds Redis loses what clients have seen while they are cut off: they come back ahead of the journal.
+
+    Where the answer goes on instead of starting over, what they hold must still not be mixed with what follows. Drawn
+    apart, so that the other worlds stay what they were.
+    """
+    chance = random.Random(f"forgotten {seed}")
+    if chance.random() >= FORGOTTEN:
+        return world, []
+    at, down = chance.uniform(0.4, 2.5), chance.choice((0.02, 0.2, 1.5))
+    steps = [Step(at, "crash", (down, chance.choice((2, 4, 8, 20))))]
+    steps += [
+        Step(at + chance.uniform(-0.05, down), "cut_client", (client, chance.choice((0.0, 0.3, 1.0, 3.0))))
+        for client in range(world.clients)
+        if chance.random() < 0.7
+    ]
+    speeches = tuple(Speech(16, chance.choice((0.1, 0.25)), 1) for _ in world.speeches)
+    return replace(world, on_midstream=chance.choice(("continue", world.on_midstream)), speeches=speeches), steps
 
 
 def _limits(seed: int) -> tuple[SimLimits | None, list[Step]]:
