@@ -290,7 +290,12 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether new work should be sent here."""
-        return not self.draining and self.store.available
+        return not self.draining and self.store.reachable
+
+    @property
+    def degraded(self) -> bool:
+        """Whether some of Redis' primaries do not answer."""
+        return not self.store.available
 
     async def drain(self) -> None:
         """Take no new work, send clients elsewhere, let running messages finish; at most `drain_seconds`.

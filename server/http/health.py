@@ -24,6 +24,11 @@ class Readiness(Protocol):
         """Whether new work should be sent here."""
         ...
 
+    @property
+    def degraded(self) -> bool:
+        """Whether some of Redis' primaries do not answer."""
+        ...
+
 
 async def healthz(request: Request) -> Response:
     """200 as long as the process serves at all."""
@@ -31,11 +36,14 @@ async def healthz(request: Request) -> Response:
 
 
 def readyz(node: Readiness) -> Endpoint:
-    """200 if new work should be sent here; 503 with the reason otherwise."""
+    """200 if new work should be sent here; 503 with the reason otherwise.
+
+    With some primaries of a cluster silent it is 200 with the reason `store_degraded`: messages of the others go on.
+    """
 
     async def serve(request: Request) -> Response:
         if node.ready:
-            return JSONResponse({"status": "ready"})
+            return JSONResponse({"status": "ready", **({"reason": "store_degraded"} if node.degraded else {})})
         reason = "draining" if node.draining else "store_unavailable"
         return JSONResponse({"status": "not_ready", "reason": reason}, 503, {"Retry-After": "1"})
 

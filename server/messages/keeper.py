@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -26,6 +26,7 @@ from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.life import until_redis_answers
 from server.messages.means import Means
 from server.messages.message import Running
+from server.messages.openlist import OpenList
 from server.messages.origin import Door, Origin
 from server.messages.place import Place
 from server.messages.reader import Reader
@@ -34,7 +35,7 @@ from server.messages.state import has_ended
 from server.messages.tally import lost_record, settlement, withdrawn
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
-from server.store.keys import MessageKeys, active_set, hold_id, message_index, open_set, user_tag
+from server.store.keys import MessageKeys, active_set, hold_id, message_index, user_tag
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
@@ -75,7 +76,7 @@ class Keeper:
         self._doors: Counter[Door] = Counter()
         """How many of the messages that run here came through each door."""
         self._chance = chance
-        self._open = open_set(node)
+        self.open = OpenList(means.store, node)
         self._idle = asyncio.Event()
         self._idle.set()
         self.left = False
@@ -127,7 +128,7 @@ class Keeper:
         The one before the claim may have been undone: by the end of an earlier claim of the id, or by a failover.
         """
         if tag in self.running:
-            await self.means.store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
+            await self.open.add(tag, seconds=STEP_SECONDS)
 
     async def _drive(self, running: Running) -> None:
         claim = running.claim
@@ -257,14 +258,16 @@ class Keeper:
         """The fence of a claim as this node first made it (`claim_v1.lua`)."""
         return b"1:%s:%s" % (self.node.encode(), generation)
 
-    async def _unlist(self, tag: str, message_id: str | None = None, user: str | None = None) -> None:
-        """Take a message off this node's list, and off its user's if those are given."""
+    async def _unlist(
+        self, tag: str, message_id: str | None = None, user: str | None = None, lanes: Iterable[str] = ()
+    ) -> None:
+        """Take a message off this node's list (also where it was found in `lanes`), and off its user's if given."""
         store = self.means.store
         if user is not None and message_id is not None:
             index = active_set(user)
             await store.call(index, "SREM", index, message_id, seconds=STEP_SECONDS)
         if tag not in self.running and tag not in self._claiming:
-            await store.call(self._open, "SREM", self._open, tag, seconds=STEP_SECONDS)
+            await self.open.remove(tag, STEP_SECONDS, lanes)
 
     async def kept(self, user: str, *ids: str) -> None:
         """Move messages of a user that have ended to the list of those that are kept."""
@@ -292,7 +295,7 @@ class Keeper:
 
     async def _adopt(self, tag: str, dead: str) -> bool:
         keys, store = MessageKeys.of(tag), self.means.store
-        await store.call(self._open, "SADD", self._open, tag, seconds=STEP_SECONDS)
+        await self.open.add(tag, seconds=STEP_SECONDS)
         jump = JUMP + self._chance.randrange(JUMP)
         reply: list[Any] = await store.run(
             TAKEOVER, [keys.record, keys.journal, keys.channel], [dead, self.node, jump, NOTE_OWNER], STEP_SECONDS
@@ -371,16 +374,15 @@ class Keeper:
 
     async def reconcile(self) -> None:
         """Look for messages that this node owns but does not run: claims that happened after they were given up."""
-        store = self.means.store
         if self.running:
-            await store.call(self._open, "SADD", self._open, *self.running, seconds=STEP_SECONDS)
+            await self.open.add(*self.running, seconds=STEP_SECONDS)
         before = self.running.keys() | self.finishing
-        tags = {tag.decode() for tag in await store.call(self._open, "SMEMBERS", self._open, seconds=STEP_SECONDS)}
-        for tag in tags - before:
-            if not self.has(tag):
-                await self._settle_stray(tag)
+        listed = await self.open.read(STEP_SECONDS)
+        for tag, lanes in listed.lanes.items():
+            if tag not in before and not self.has(tag):
+                await self._settle_stray(tag, lanes)
 
-    async def _settle_stray(self, tag: str) -> None:
+    async def _settle_stray(self, tag: str, lanes: Iterable[str]) -> None:
         keys = MessageKeys.of(tag)
         owner, fence, generation, head = await self.means.store.call(
             keys.record, "HMGET", keys.record, "owner", "fence", "gen", "head", seconds=STEP_SECONDS
@@ -388,10 +390,10 @@ class Keeper:
         if self.has(tag):
             return
         if owner is None or owner.decode() != self.node:
-            await self._unlist(tag)
+            await self._unlist(tag, lanes=lanes)
         elif head == b"0" and fence == self._first_fence(generation) and await self._released(keys, generation):
             log.info("stray_claim_released", tag=tag)
-            await self._unlist(tag)
+            await self._unlist(tag, lanes=lanes)
         else:
             await self.adopt(tag, self.node)
 

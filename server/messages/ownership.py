@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import structlog
 
-from server.store.keys import GONE, NODES, heartbeat, open_set
+from server.messages.openlist import OpenList
+from server.store.keys import GONE, NODES, heartbeat
 from server.store.link import Link, StoreError, StoreLost, StoreUnavailable
 from server.store.store import Store, forget, within
 from server.telemetry.tasks import TaskOwner
@@ -91,6 +92,8 @@ class Ownership:
         self._idle_since: dict[str, float] = {}
         self.others = 0
         """How many other nodes are on the list."""
+        self._known: dict[bytes, set[str]] = {}
+        """What the lists of nodes held when their primary last answered."""
 
     async def start(self) -> None:
         """Say that this node is there and begin to beat. Raises `StoreError` or `TimeoutError`."""
@@ -111,8 +114,8 @@ class Ownership:
         """Stop beating. With nothing open this node strikes itself off; else it tells the others not to wait."""
         self.store.on_connected = lambda: None
         await self._owner.close()
-        key = open_set(self.node)
-        if await self.store.call(key, "SCARD", key, seconds=5.0):
+        listed = await OpenList(self.store, self.node).read(5.0)
+        if listed.lanes or not listed.complete:
             await self.store.call(GONE, "SADD", GONE, self.node, seconds=5.0)
         else:
             await self._strike_off(self.node)
@@ -153,33 +156,41 @@ class Ownership:
                     beat.exception()
 
     async def _watch(self) -> None:
-        nodes = await self._members(NODES)
-        gone = await self._members(GONE)
+        nodes, gone = await asyncio.gather(self._members(NODES), self._members(GONE))
         if self.node not in nodes:  # struck off while it was paused
             await self.store.call(NODES, "SADD", NODES, self.node, seconds=SLOW_READ_SECONDS)
         self.others = len(nodes - {self.node})
         others = sorted(nodes - {self.node})
         if not others:
             return
-        dead_somewhere: set[str] = set()
-        for link, tag in self.store.tags().items():
-            dead = await self._read(link, tag, others)
-            dead_somewhere |= dead
+        tags = self.store.tags()
+        dead_by = await asyncio.gather(*(self._read(link, tag, others) for link, tag in tags.items()))
+        for link, dead in zip(tags, dead_by, strict=True):
             for node in dead | (gone & set(others)):
                 self._adopt_soon(node, link)
+        dead_somewhere = set[str]().union(*dead_by)
         for node in others:
             if node not in dead_somewhere and node not in gone:
                 self._idle_since.pop(node, None)
 
     async def _members(self, key: bytes) -> set[str]:
-        found = await self.store.call(key, "SMEMBERS", key, seconds=SLOW_READ_SECONDS)
-        return {member.decode() for member in found}
+        """A list of nodes; as it was, while its primary is silent: the messages of the others must not wait for it."""
+        try:
+            found = await self.store.call(key, "SMEMBERS", key, seconds=SLOW_READ_SECONDS)
+        except (StoreError, TimeoutError):
+            if key not in self._known or not self.store.reachable:
+                raise
+            return self._known[key]
+        self._known[key] = {member.decode() for member in found}
+        return self._known[key]
 
     async def _read(self, link: Link, tag: str, nodes: list[str]) -> set[str]:
         loop = asyncio.get_running_loop()
         observer = self._observers.setdefault(link, Observer(self.takeover_seconds))
         started = loop.time()
         try:
+            if not link.available:
+                raise link.unavailable()
             values = await within(link.call("MGET", *(heartbeat(node, tag) for node in nodes)), SLOW_READ_SECONDS)
         except (StoreUnavailable, StoreLost, TimeoutError):
             observer.interrupted()
@@ -197,26 +208,25 @@ class Ownership:
     async def _adopt_all(self, node: str, link: Link) -> None:
         """Take over what `node` has open on the primary of `link`, each message once, in random order."""
         try:
-            key = open_set(node)
-            tags = [tag.decode() for tag in await self.store.call(key, "SMEMBERS", key, seconds=5.0)]
-            mine = [tag for tag in tags if self.store.link(b"{%s}" % tag.encode()) is link]
-            if not tags:
-                await self._forget_later(node)
+            listed = await OpenList(self.store, node).read(5.0)
+            if not listed.lanes:
+                if listed.complete:
+                    await self._forget_later(node)
                 return
+            mine = [tag for tag in listed.lanes if self.store.link(b"{%s}" % tag.encode()) is link]
             log.warning("node_dead", dead=node, open=len(mine))
             random.shuffle(mine)
             slots = asyncio.Semaphore(ADOPT_AT_ONCE)
-            await asyncio.gather(*(self._adopt_one(node, tag, slots) for tag in mine))
+            await asyncio.gather(*(self._adopt_one(node, tag, listed.lanes[tag], slots) for tag in mine))
         except (StoreError, TimeoutError) as error:
             log.info("adoption_put_off", dead=node, error=str(error))
         finally:
             self._busy.discard((node, link))
 
-    async def _adopt_one(self, node: str, tag: str, slots: asyncio.Semaphore) -> None:
+    async def _adopt_one(self, node: str, tag: str, lanes: Iterable[str], slots: asyncio.Semaphore) -> None:
         async with slots:
             if await self.adopt(tag, node):
-                key = open_set(node)
-                await self.store.call(key, "SREM", key, tag, seconds=5.0)
+                await OpenList(self.store, node).remove(tag, 5.0, lanes)
 
     async def _forget_later(self, node: str) -> None:
         """A dead node that has nothing open is struck off the list, after a while."""

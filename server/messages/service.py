@@ -36,7 +36,7 @@ from server.prompts import request as prompted
 from server.prompts.service import Prompts
 from server.quotas.base import Payer
 from server.routing.attempts import Reason, Shown
-from server.store.keys import MessageKeys, active_set, control_channel, message_tag, open_set, user_tag
+from server.store.keys import MessageKeys, active_set, control_channel, message_tag, user_tag
 from server.store.link import StoreError, StoreUnavailable
 from server.store.store import IMPATIENT, forget
 from server.telemetry.tasks import TaskOwner
@@ -119,7 +119,6 @@ class Messages:
         self.draining = False
         self._chance = chance
         self._owner = TaskOwner("messages")
-        self._open = open_set(node)
         means.hub.on_note = self._note
 
     def start(self) -> None:
@@ -242,10 +241,7 @@ class Messages:
         store, send, tag, keys, user = self.means.store, wish.send, wish.tag, wish.keys, wish.user
         attaches_only = self.draining
         if not attaches_only:
-            await asyncio.gather(
-                store.call(self._open, "SADD", self._open, tag),
-                store.call(active_set(user), "SADD", active_set(user), send.id),
-            )
+            await asyncio.gather(self.keeper.open.add(tag), self._hint(tag, user, send.id))
             attaches_only = self.draining  # it may have begun meanwhile, and a node that leaves makes nothing new
         args = [
             asked.fingerprint(send),
@@ -264,6 +260,23 @@ class Messages:
             self._forget_hints(tag, user, send.id, reply)
         return reply
 
+    async def _hint(self, tag: str, user: str, message_id: str) -> None:
+        """Put a message on its user's list. If that primary is silent, later: no other message waits for it."""
+        index, store = active_set(user), self.means.store
+        try:
+            await store.call(index, "SADD", index, message_id)
+        except (StoreError, TimeoutError):
+            if store.link(index) is store.link(MessageKeys.of(tag).record):
+                raise
+            self._owner.start(self._hint_later(tag, index, message_id), "hint")
+
+    async def _hint_later(self, tag: str, index: bytes, message_id: str) -> None:
+        async def hint() -> None:
+            if self.keeper.has(tag):
+                await self.means.store.call(index, "SADD", index, message_id, seconds=5.0)
+
+        await self.keeper.stubbornly(hint)
+
     def _forget_hints(self, tag: str, user: str, message_id: str, reply: Sequence[Any]) -> None:
         """The claim was somebody else's: our hint goes; the user's stays as long as the message runs."""
         ours = reply[0] == b"have" and reply[4] == self.node.encode()  # then `reconcile` sees to it
@@ -274,7 +287,7 @@ class Messages:
     async def _remove_hints(self, tag: str, user: str, message_id: str, running: bool) -> None:
         store = self.means.store
         try:
-            await store.call(self._open, "SREM", self._open, tag, seconds=5.0)
+            await self.keeper.open.remove(tag, 5.0)
             record = await self.reader.record(MessageKeys.of(tag))
             if record is None:
                 await store.call(active_set(user), "SREM", active_set(user), message_id, seconds=5.0)

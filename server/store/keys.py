@@ -111,9 +111,12 @@ class ConversationKeys:
         )  # fmt: skip
 
 
-def open_set(node: str) -> bytes:
-    """Set of the tags of the messages `node` has open: a hint, written first and removed last."""
-    return f"{PREFIX}{{open:{node}}}".encode()
+def open_set(node: str, primary: str) -> bytes:
+    """Set of the tags of the messages that `node` has open on one primary: a hint, written first and removed last.
+
+    `primary` is a tag that lies on the primary in question.
+    """
+    return f"{PREFIX}{{{primary}}}:open:{node}".encode()
 
 
 def active_set(user: str) -> bytes:

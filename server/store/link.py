@@ -13,6 +13,7 @@ lost fail with `StoreLost`: whether they happened is unknown, and every script o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -232,6 +233,8 @@ class Link(Waiting):
         self._wire: _Wire | None = None
         self._owner = TaskOwner(f"link {address}")
         self._watch_at = 0.0
+        self._turned = asyncio.Event()
+        """There is another address to try at once."""
         self._closed = False
         self._owner.start(self._keep_connected(), "connect")
         self._timer = self.loop.call_later(WATCH_SECONDS, self._watch)
@@ -283,13 +286,16 @@ class Link(Waiting):
     async def _keep_connected(self) -> None:
         delay = RETRY_SECONDS
         while True:
+            self._turned.clear()
             try:
                 wire = await self._connect()
             except (OSError, TimeoutError, StoreError) as error:
                 self.last_error = str(error) or type(error).__name__
                 self._tell(False)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MAX_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._turned.wait()
+                delay = RETRY_SECONDS if self._turned.is_set() else min(delay * 2, RETRY_MAX_SECONDS)
                 continue
             delay = RETRY_SECONDS
             self._wire, self.stalled = wire, False
@@ -302,6 +308,7 @@ class Link(Waiting):
     def turn_to(self, address: Address) -> None:
         """The primary is at another address now: connect there, with the same callers."""
         self.address = address
+        self._turned.set()
         if self._wire is not None:
             self._wire.abort()
 

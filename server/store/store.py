@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from server.store.link import STALL_SECONDS, Address, Link, StoreReply, StoreUnavailable
-from server.store.topology import SLOTS, SingleTopology, Topology, slot_of, topology_of
+from server.store.topology import SLOTS, ClusterTopology, SingleTopology, Topology, slot_of, topology_of
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("store")
@@ -25,6 +25,8 @@ START_SECONDS: Final = 10.0
 ASK_AGAIN_SECONDS: Final = 0.2
 MOST_TAGS: Final = 10_000
 """So many tags are tried to find one for every primary."""
+LANES: Final = 16
+"""Of a cluster, at least so many tags are looked at for what was written beside what lies on a primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Store:
         self._sources = [script.source for script in scripts]
         self._slots: list[Link | None] = [None] * SLOTS
         self._links: dict[Address, Link] = {}
+        self._tags: dict[Link, str] = {}
+        self._lanes = [_tag(0)]
         self._whole: Link | None = None
         """The only link, where there is only one: no slot needs to be computed."""
         self._owner = TaskOwner("store")
@@ -113,6 +117,11 @@ class Store:
         """Whether every primary answers."""
         return bool(self._links) and all(link.available for link in self.links())
 
+    @property
+    def reachable(self) -> bool:
+        """Whether some primary answers: what lies there goes on."""
+        return any(link.available for link in self.links())
+
     def subscriber(self, link: Link, on_push: Callable[[list[Any]], bool], on_change: Callable[[bool], None]) -> Link:
         """A second connection to the primary of `link`, for shard-channel subscriptions."""
         return self._make_link(link.address, (), on_push, on_change)
@@ -123,14 +132,28 @@ class Store:
 
     def tags(self) -> dict[Link, str]:
         """Every primary's link and a tag whose keys lie on it: the first of `hb0`, `hb1`, … that does."""
+        return self._tags
+
+    def near(self, key: bytes) -> str:
+        """The one of `tags` whose keys lie on the primary of `key`. Raises `StoreUnavailable` if there is none."""
+        return self._tags[self.link(key)]
+
+    def lanes(self) -> list[str]:
+        """Every tag that `near` names, or may have named before slots were moved."""
+        return self._lanes
+
+    def _find_tags(self) -> None:
         links = set(self._links.values())
         found: dict[Link, str] = {}
         number = 0
         while len(found) < len(links) and number < MOST_TAGS:
-            tag = f"hb{number}"
-            found.setdefault(self.link(b"{%s}" % tag.encode()), tag)
+            link = self._slots[slot_of(b"{%s}" % _tag(number).encode())]
+            if link is not None:
+                found.setdefault(link, _tag(number))
             number += 1
-        return found
+        self._tags = found
+        if isinstance(self._topology, ClusterTopology):
+            self._lanes = [_tag(n) for n in range(max(number, len(self._lanes), LANES))]
 
     # --- topology -------------------------------------------------------------------------------------------------
 
@@ -152,6 +175,7 @@ class Store:
         for first, last, address in ranges:
             self._slots[first : last + 1] = [self._links[address]] * (last + 1 - first)
         self._whole = self._links[ranges[0][2]] if len(wanted) == 1 else None
+        self._find_tags()
         self.on_moved()
 
     def _changed(self, up: bool) -> None:
@@ -232,6 +256,11 @@ class Store:
         await self._owner.close()
         for link in self.links():
             await link.close()
+
+
+def _tag(number: int) -> str:
+    """The tag with this number, which lies on some primary."""
+    return f"hb{number}"
 
 
 async def within(future: asyncio.Future[Any], seconds: float | None) -> Any:

@@ -14,7 +14,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
@@ -77,12 +79,14 @@ class ClusterTopology:
         self.like = like
 
     async def ask(self) -> list[tuple[int, int, Address]]:
-        """See `Topology`. Every node that was ever seen may be asked."""
+        """See `Topology`. Every node that was ever seen may be asked, those that were silent last."""
         for host, port in list(self.seeds):
             try:
                 ranges = await self._ask_one(host, port)
             except (RedisError, OSError, TimeoutError) as error:
                 log.info("cluster_node_silent", host=host, port=port, error=str(error))
+                self.seeds.remove((host, port))
+                self.seeds.append((host, port))
                 continue
             if ranges:
                 return ranges
@@ -98,6 +102,7 @@ class ClusterTopology:
             socket_timeout=ASK_SECONDS,
             socket_connect_timeout=ASK_SECONDS,
             protocol=2,
+            retry=Retry(NoBackoff(), 0),  # there are others to ask
         )
         try:
             slots: list[Any] = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import urllib.error
+import urllib.request
 
 import pytest
 
-from tests.chaos.cluster import cluster
+from server.store.keys import GONE, NODES, MessageKeys, active_set, message_tag, quota_clock, quota_tag, user_tag
+from server.store.topology import slot_of
+from tests.chaos.cluster import SLOTS, cluster
 from tests.chaos.rig import Rig, ask, read_until, rig, told
 from tests.upstreams.script import expected_text
-from tests.wire import View, wire
+from tests.wire import View, eventually_true, wire
 
 SPREAD = 12
 """So many ids lie on all three primaries, as good as surely."""
+TENANT, KIND, USER = "demo", "anonymous", "demo"
+"""Who asks where nobody says who they are."""
+
+
+def _primary_of(key: bytes) -> int:
+    """Number of the primary that holds a key, as `cluster` shares the slots out."""
+    return next(n for n in range(3) if slot_of(key) < (n + 1) * SLOTS // 3)
+
+
+def _readiness(r: Rig, node: int) -> dict[str, str]:
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{r.nodes[node].http}/readyz") as answer:
+        found: dict[str, str] = json.load(answer)
+        return found
+    return {}
+
+
+async def _until_ready(r: Rig, degraded: bool = False) -> None:
+    """Until every node says that it is ready, or so with the reservation that some primary is silent."""
+    wanted = {"status": "ready"} | ({"reason": "store_degraded"} if degraded else {})
+
+    async def are_ready() -> bool:
+        return all([await asyncio.to_thread(_readiness, r, n) == wanted for n in range(len(r.nodes))])
+
+    await eventually_true(are_ready, 20.0)
 
 
 async def _follow(url: str, message_id: str) -> View:
@@ -93,6 +123,36 @@ async def test_cluster_main_job_resume_cancel_and_takeover() -> None:
             await _takeover(r)
 
 
+async def test_cluster_a_silent_primary_keeps_no_message_of_another_from_running() -> None:
+    counted = _primary_of(quota_clock(quota_tag(TENANT)))  # without it the limits are unknown, and all are refused
+    others = [_primary_of(key) for key in (NODES, GONE, active_set(user_tag(TENANT, KIND, USER)))] + [0, 1]
+    frozen = next(number for number in others if number != counted)
+    records = {i: MessageKeys.of(message_tag(TENANT, KIND, USER, i)).record for i in map(str, range(SPREAD))}
+    elsewhere = [i for i, record in records.items() if _primary_of(record) != frozen]
+    silent = records.keys() - set(elsewhere)
+    assert elsewhere
+    assert silent
+    with cluster() as group:
+        async with rig(group.url, 2, group.urls()) as r, wire(r.nodes[0].url) as socket:
+            group.seeds[frozen].freeze()
+            await _until_ready(r, degraded=True)
+            await _ask_and_read(r, elsewhere)
+            for message_id in silent:
+                await socket.ask(message_id, ask("tokens=5", message_id))
+                assert (await socket.error(message_id))["code"] == "store_unavailable"
+            group.seeds[frozen].thaw()
+            await _until_ready(r)
+
+
+async def _ask_and_read(r: Rig, ids: list[str]) -> None:
+    """Ask on one node, follow on the other."""
+    async with wire(r.nodes[0].url) as socket:
+        asked = {message_id: await socket.ask(message_id, ask("tokens=20", message_id)) for message_id in ids}
+        for message_id, messages in asked.items():
+            assert (await socket.ended(message_id)).text == expected_text(messages, "scripted")
+            assert (await _follow(r.nodes[1].url, message_id)).text == expected_text(messages, "scripted")
+
+
 async def test_cluster_one_primary_lost_stops_only_its_messages_and_they_go_on() -> None:
     with cluster(replicas=True) as group:
         async with rig(group.url, 2, group.urls()) as r, wire(r.nodes[0].url) as socket:
@@ -129,4 +189,5 @@ async def test_cluster_takeover_after_a_failover() -> None:
         async with rig(group.url, 2, group.urls()) as r:
             await asyncio.to_thread(group.fail_over, 0)
             r.primaries[:] = group.urls()
+            await _until_ready(r)
             await _takeover(r)

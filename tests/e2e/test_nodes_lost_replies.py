@@ -149,7 +149,7 @@ async def test_a_stray_that_may_have_been_paid_for_is_adopted_not_released(bench
     """Owned and not run, without a word in the journal, but an attempt of the dead owner was allocated."""
     await bench.claim(DEAD, attempts=1)
     await bench.takeover_whose_reply_is_lost()
-    key = open_set(bench.node.id)
+    key = open_set(bench.node.id, "hb0")
     await bench.node.store.call(key, "SADD", key, bench.tag)
     await bench.node.keeper.reconcile()
     await bench.ends_well(calls=1, records=2)
@@ -250,7 +250,7 @@ async def test_a_claim_made_while_an_earlier_one_is_taken_off_the_list_is_listed
     reply = await service._claim(bench.wish, b"gen")
     await keeper._unlist(bench.tag)
     keeper.begin(_claimed(bench.wish, b"gen", reply))
-    key = open_set(bench.node.id)
+    key = open_set(bench.node.id, "hb0")
     async with asyncio.timeout(2.0):  # sooner than the next reconciliation
         while bench.tag.encode() not in await bench.node.store.call(key, "SMEMBERS", key):  # noqa: ASYNC110
             await asyncio.sleep(0.05)

@@ -66,7 +66,7 @@ async def no_keys_left(redis_url: str) -> None:
     async with redis.asyncio.Redis.from_url(redis_url, decode_responses=True) as store:
 
         async def no_hints() -> bool:
-            return not any(":active" in key or "{open:" in key for key in await store.keys())
+            return not any(":active" in key or ":open:" in key for key in await store.keys())
 
         await eventually_true(no_hints, 12)
         for key in await store.keys():

@@ -6,18 +6,22 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.messages.reservation import Reservation
 from server.quotas.base import Used
-from tests.simulation.loop import SimLoop
+from tests.simulation.loop import Host, SimLoop
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.outages import world_of
 from tests.simulation.run import play, shrink
-from tests.simulation.schedule import draw
+from tests.simulation.schedule import SimLimits, Step, draw
+from tests.simulation.upstream import Speech
+from tests.simulation.world import World
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 300
@@ -45,13 +49,33 @@ def test_what_once_failed_holds() -> None:
     assert [outcome for outcome in map(play, map(draw, ONCE_FAILED)) if outcome.violation is not None] == []
 
 
+class DiesBeforeSettling(World):
+    """The node that writes the failure of a message dies of it; the client asks for it again at the other one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.server.watch = self._watch
+
+    def _watch(self, host: Host, command: Sequence[Any], reply: Any) -> None:
+        self.check.ran(host, command, reply)
+        if b"failed" in map(_bytes, command) and not any(node.host.dead for node in self.nodes):
+            self.later(0.0, self.kill, next(node.number for node in self.nodes if node.host is host), 6.0, False)
+
+
 def test_a_run_whose_node_died_before_settling_it_is_settled_by_the_next() -> None:
-    """Seed 703417: two nodes die one after the other, the second between the end it wrote and its settlement."""
-    world = world_of(703417)
-    assert play(world).violation is None
+    world = replace(
+        draw(0), nodes=2, clients=1, users=(0,), speeches=(Speech(6, 0.02, 1, fails_at=(3,)),), owners=(0,),
+        takeover_seconds=3.0, on_midstream="fail", lost_frames=0.0, steps=(Step(0.1, "ask", (0, 0)),),
+        limits=SimLimits(((1000, None, None, None),), "refuse", 30.0),
+    )  # fmt: skip
+    assert play(world, kind=DiesBeforeSettling).violation is None
     unsettled = Mutant("", "", (), ((Reservation, "settle_earlier", _settle_nothing),))
     with unsettled.applied():
-        assert "was never settled" in str(play(world, unsettled).violation)
+        assert "was never settled" in str(play(world, unsettled, kind=DiesBeforeSettling).violation)
+
+
+def _bytes(word: Any) -> bytes:
+    return word if isinstance(word, bytes) else str(word).encode()
 
 
 async def _settle_nothing(self: Reservation, used: Used) -> None:
@@ -125,8 +149,6 @@ def test_timeouts_and_cancellation() -> None:
 
 
 def test_a_paused_host_is_late_and_a_dead_one_is_silent() -> None:
-    from tests.simulation.loop import Host
-
     loop = SimLoop(1)
     seen: list[tuple[str, float]] = []
     hosts = {name: Host(name) for name in ("well", "paused", "dead")}
@@ -140,8 +162,6 @@ def test_a_paused_host_is_late_and_a_dead_one_is_silent() -> None:
 
 
 def test_hosts_run_in_any_order_but_each_in_its_own() -> None:
-    from tests.simulation.loop import Host
-
     orders = set()
     for seed in range(20):
         loop = SimLoop(seed)

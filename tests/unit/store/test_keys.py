@@ -55,10 +55,10 @@ def test_every_key_is_under_our_prefix() -> None:
         found.journal,
         found.standing,
         found.channel,
-        open_set("n"),
+        open_set("n", "hb0"),
         active_set("u"),
         keys.NODES,
     ):
         assert name.startswith(b"tw:")
-    assert open_set("a") != open_set("b")
+    assert open_set("a", "hb0") != open_set("b", "hb0")
     assert active_set("a") != active_set("b")
