@@ -11,6 +11,10 @@ from server.upstreams.base import Fault
 class OpenTicket:
     """A ticket nobody looks at."""
 
+    def late(self) -> bool:
+        """See `Ticket`."""
+        return False
+
     def began(self, seconds: float) -> None:
         """See `Ticket`."""
 

@@ -143,4 +143,4 @@ class Running:
         if tallies:
             tallies[-1].outcome = "internal"
             tallies[-1].ended_at = time.time()
-        return GiveUp("internal", "the server failed; its log says why", "temporary")
+        return GiveUp.for_now("internal", "the server failed; its log says why")

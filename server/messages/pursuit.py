@@ -25,7 +25,7 @@ from server.messages.scripts import START_ATTEMPT
 from server.messages.state import Happening
 from server.messages.tally import AttemptTally
 from server.routing.attempts import HEDGED, GiveUp, Plan, Reason, Try
-from server.routing.gate import Held
+from server.routing.gate import Held, Ticket
 from server.store.link import StoreError
 from server.upstreams.base import Call, Fault, UpstreamFailure
 from server.upstreams.faults import CONSEQUENCES
@@ -83,11 +83,26 @@ class Pursuit:
             try:
                 step = plan.start(name, self.answer.shown, reason)
                 tally = await self._start(step, target, sent)
-                return Flight(step, tally, ticket, target.driver.stream(await self._call(step)))
+                call = await self._call(step)
             except BaseException:
                 ticket.void()
                 raise
+            admitted = await self._still_admitted(name, ticket)
+            if isinstance(admitted, Held):
+                tally.outcome, tally.ended_at = "held", time.time()
+                self.means.watch.attempt_ended(name, "held", 0.0)
+                plan.hold(name, admitted.wait_seconds, admitted.state)
+                continue
+            return Flight(step, tally, admitted, target.driver.stream(call))
         return None
+
+    async def _still_admitted(self, name: str, ticket: Ticket) -> Ticket | Held:
+        """The ticket, or another one where Redis took so long that its probe would outlive its lease."""
+        admitted: Ticket | Held = ticket
+        while not isinstance(admitted, Held) and admitted.late():
+            admitted.void()
+            admitted = await self.means.gate.enter(name)
+        return admitted
 
     async def _start(self, step: Try, target: Target, sent: dict[str, Any]) -> AttemptTally:
         """Allocate the attempt in the record before anything is spent."""

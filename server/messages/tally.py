@@ -40,7 +40,7 @@ class AttemptTally:
     chunks: int = 0
     provider: TokenUsage | None = None
     outcome: str = "running"
-    """`done`, `cancelled`, `hedged` (another was faster), or the code of its failure."""
+    """`done`, `cancelled`, `hedged` (another was faster), `held` (never begun), or the code of its failure."""
     stands: bool = False
     """Whether its text is part of the final answer."""
     continues: bool = False

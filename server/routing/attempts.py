@@ -22,7 +22,7 @@ Mode = Literal["fresh", "restart", "continue"]
 OnMidstream = Literal["restart", "continue", "fail"]
 
 RETRY_SECONDS: Final = 1.0
-"""When to come back to a target that has just failed and is not held."""
+"""When to come back to a target that has just failed and is not held; no temporary end is without such a time."""
 _NO_PREFILL: Final = frozenset({Fault.REJECTED, Fault.EMPTY, Fault.CONTEXT_LENGTH})
 """How a target answers that does not go on with a text after all: it refuses, has nothing to add, or no room."""
 
@@ -83,6 +83,12 @@ class GiveUp:
     retry_after_ms: int | None = None
     details: Mapping[str, Any] | None = None
 
+    @classmethod
+    def for_now(cls, code: str, message: str, retry_after_ms: int | None = None) -> GiveUp:
+        """One that may be asked for again, at least after a moment."""
+        wait = round(RETRY_SECONDS * 1000) if retry_after_ms is None else retry_after_ms
+        return cls(code, message, "temporary", wait)
+
 
 @dataclass(slots=True)
 class Shown:
@@ -118,7 +124,7 @@ class Plan:
         """Before the first attempt; after a takeover or reopening `reason` says why and `shown` what stands."""
         self.reason = reason
         if reason is not None and reason.code == "owner_lost" and self._ends_with_what_stands(shown):
-            return GiveUp("internal", reason.message, "temporary")
+            return GiveUp.for_now("internal", reason.message)
         return None
 
     def candidate(self) -> str | None:
@@ -155,7 +161,9 @@ class Plan:
             self._passed.discard(step.target)
             return None
         if row.next_step == "end" or self._ends_with_what_stands(shown):
-            return GiveUp(reason.code, reason.message, reason.error_class, reason.retry_after_ms)
+            if reason.error_class == "temporary":
+                return GiveUp.for_now(reason.code, reason.message, reason.retry_after_ms)
+            return GiveUp(reason.code, reason.message, reason.error_class)
         if row.next_step == "larger_target":
             self._too_small = max(self._too_small, self.route.context_tokens.get(step.target, 0))
         return None

@@ -59,7 +59,7 @@ class Happening(StrEnum):
     BAR = "bar"
     """401, 403 or 404: every call would fail until a person mends it."""
     THROTTLE = "throttle"
-    """429."""
+    """429. A target that is not in use anyway is left alone for at least as long, and then tried as before."""
     PROBE = "probe"
     """The pause is over and a probe got its lease."""
     RETURN = "return"
@@ -81,12 +81,13 @@ TRANSITIONS: Final[dict[tuple[State, Happening], State]] = {
     (State.THROTTLED, Happening.BAR): State.OPEN,
     (State.THROTTLED, Happening.LAPSE): State.CLOSED,
     (State.OPEN, Happening.PROBE): State.HALF_OPEN,
+    (State.OPEN, Happening.THROTTLE): State.OPEN,
     (State.HALF_OPEN, Happening.PROBE): State.HALF_OPEN,
     (State.HALF_OPEN, Happening.RETURN): State.HALF_OPEN,
     (State.HALF_OPEN, Happening.WELL): State.RAMPING,
     (State.HALF_OPEN, Happening.ILL): State.OPEN,
     (State.HALF_OPEN, Happening.BAR): State.OPEN,
-    (State.HALF_OPEN, Happening.THROTTLE): State.THROTTLED,
+    (State.HALF_OPEN, Happening.THROTTLE): State.OPEN,
     (State.RAMPING, Happening.TRIP): State.OPEN,
     (State.RAMPING, Happening.BAR): State.OPEN,
     (State.RAMPING, Happening.THROTTLE): State.THROTTLED,
@@ -167,7 +168,7 @@ class Cause:
     wait_seconds: float | None = None
     """The provider's Retry-After."""
     lease: Lease | None = None
-    """PROBE: the lease wished for. RETURN, WELL, ILL: the one that was held."""
+    """PROBE: the lease wished for. RETURN, WELL, ILL, THROTTLE: the one that was held, if it was a probe."""
 
 
 def advance(
@@ -186,8 +187,13 @@ def advance(
         case Happening.THROTTLE:
             wait = cause.wait_seconds
             until = now + (_spread(settings.open_seconds, chance) if wait is None else wait)
-            longer = until > before.until + PROLONG_SECONDS or before.state is not State.THROTTLED
-            return Condition(state, now, until, before.streak, cause.why) if longer else None
+            longer = until > before.until + PROLONG_SECONDS or before.state not in (State.THROTTLED, State.OPEN)
+            if not longer:
+                return None
+            if state is State.OPEN:  # it has not been trusted since it opened: a probe comes before anybody else
+                since = before.since if before.state is State.OPEN else now
+                return Condition(state, since, until, before.streak, cause.why, _without(before, cause.lease))
+            return Condition(state, now, until, before.streak, cause.why)
         case Happening.PROBE:
             return _probed(before, cause.lease, now, settings)
         case Happening.RETURN:

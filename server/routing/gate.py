@@ -26,6 +26,13 @@ class Held:
 class Ticket(Protocol):
     """One admitted call."""
 
+    def late(self) -> bool:
+        """Whether what was granted would no longer last to the end of the call's longest silence: it is not to begin.
+
+        So it is with a probe whose lease ran while something else was waited for.
+        """
+        ...
+
     def began(self, seconds: float) -> None:
         """Its first content came after `seconds`."""
         ...

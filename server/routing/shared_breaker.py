@@ -139,7 +139,7 @@ class SharedBreakers:
 
     async def _lease(self, target: str) -> Lease | None:
         """Ask for a probe's lease; one that is granted after the caller has gone is given back."""
-        length = self._targets[target].silence_seconds + self.lease_margin_seconds
+        length = self.silence_seconds(target) + self.lease_margin_seconds
         lease = Lease(f"{self._chance.getrandbits(64):x}", self.now() + length)
         asking = self._owner.start(self._move(target, Happening.PROBE, Cause(lease=lease)), "lease")
         try:
@@ -152,6 +152,10 @@ class SharedBreakers:
     def _give_back(self, target: str, lease: Lease) -> None:
         if any(held.id == lease.id for held in self._breakers[target].condition.leases):
             self.happened(target, Happening.RETURN, Cause(lease=lease))
+
+    def silence_seconds(self, target: str) -> float:
+        """The longest a call may take to its first content."""
+        return self._targets[target].silence_seconds
 
     def wait_seconds(self, target: str) -> float:
         """See `Gate`."""
@@ -201,12 +205,13 @@ class SharedBreakers:
         self.watch.target_alarm(target, code)
         self.happened(target, Happening.BAR, Cause(code))
 
-    def throttled(self, target: str, code: str, wait_seconds: float | None) -> None:
-        """429: the limit is the credential's, so every target that has it rests."""
+    def throttled(self, target: str, code: str, wait_seconds: float | None, lease: Lease | None) -> None:
+        """429: the limit is the credential's, so every target that has it rests. `lease`: that of the probe it was."""
         credential = self._targets[target].credential
         for other in self._targets.values():
             if other.credential == credential:
-                self.happened(other.name, Happening.THROTTLE, Cause(code, wait_seconds))
+                mine = lease if other.name == target else None
+                self.happened(other.name, Happening.THROTTLE, Cause(code, wait_seconds, mine))
 
     def is_half_open_since(self, target: str, episode: float) -> bool:
         """Whether the period in which a probe got its lease still lasts."""
@@ -398,6 +403,11 @@ class _Ticket:
             wait = lease.expires - board.now() - board.lease_margin_seconds / 2
             self._timer = asyncio.get_running_loop().call_later(wait, self._streams_on)
 
+    def late(self) -> bool:
+        """See `Ticket`."""
+        lease, board = self._lease, self._board
+        return lease is not None and board.now() + board.silence_seconds(self._target) > lease.expires
+
     def began(self, seconds: float) -> None:
         """See `Ticket`."""
         if self._first is None:
@@ -418,8 +428,9 @@ class _Ticket:
             case "ignored":
                 self._verdict(Happening.RETURN, "none", Cause())
             case "throttles":
+                lease = self._lease
                 self._told("throttled")
-                board.throttled(target, fault, retry_after_seconds)
+                board.throttled(target, fault, retry_after_seconds, lease)
             case "opens":
                 self._told("ill")
                 board.refused(target, fault)
@@ -548,7 +559,8 @@ def _same(theirs: Condition, seen: Condition, now: float) -> bool:
 
 
 def _not_before(before: Condition, after: Condition, now: float) -> float:
-    """By Redis' own clock: a pause must be over, an expired lease expired."""
+    """By Redis' own clock: before a trial a pause must be over, an expired lease expired."""
+    if after.state is not State.HALF_OPEN:
+        return 0.0
     gone = [lease.expires for lease in before.leases if lease not in after.leases and lease.expires <= now]
-    pause = before.until if before.state is State.OPEN else 0.0
-    return max([pause, *(gone if after.state is State.HALF_OPEN else ())], default=0.0)
+    return max([before.until if before.state is State.OPEN else 0.0, *gone])

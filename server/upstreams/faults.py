@@ -121,7 +121,8 @@ _TABLE: Final = (
         "upstream_unavailable",
         "counts",
         "next_target",
-        "The provider says that it failed or is overloaded: 5xx, 529, or an error object inside a 200.",
+        "The provider says that it failed or is overloaded: 5xx, 529, a 4xx that does not blame the request, or an "
+        "error object inside a 200.",
     ),
     Consequence(
         Fault.RATE_LIMITED,

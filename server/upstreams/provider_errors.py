@@ -18,6 +18,10 @@ from server.upstreams.base import Fault, UpstreamFailure
 MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 """A longer wait is cut to this: no provider means it, and a breaker must be able to probe."""
 
+_REQUEST_AT_FAULT: Final = frozenset({400, 415, 422, 451})
+"""Statuses that blame what was asked; any other 4xx that is not treated by itself says nothing about the request, and
+another target may well answer it."""
+
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _CONTEXT: Final = re.compile(
     r"context.?(length|window|size)|maximum (context|input|prompt)|too many (input )?tokens|prompt is too long"
@@ -70,11 +74,11 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _by_status(status: int, words: str) -> Fault:
-    if status in (401, 402, 403):
+    if status in (401, 402, 403, 407):
         return Fault.CONTENT_FILTER if status == 403 and _FILTER.search(words) else Fault.UNAUTHORIZED
     if status == 429:
         return Fault.UNAUTHORIZED if _NO_CREDIT.search(words) else Fault.RATE_LIMITED
-    if status == 404:
+    if status in (404, 405, 410):
         return Fault.NOT_FOUND
     if status == 413:
         return Fault.CONTEXT_LENGTH
@@ -84,7 +88,9 @@ def _by_status(status: int, words: str) -> Fault:
         return Fault.GARBLED
     if _CONTEXT.search(words):
         return Fault.CONTEXT_LENGTH
-    return Fault.CONTENT_FILTER if _FILTER.search(words) else Fault.REJECTED
+    if _FILTER.search(words):
+        return Fault.CONTENT_FILTER
+    return Fault.REJECTED if status in _REQUEST_AT_FAULT else Fault.SERVER_ERROR
 
 
 def _by_words(words: str) -> Fault:

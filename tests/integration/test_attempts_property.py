@@ -184,6 +184,25 @@ class ScheduledGate(OpenGate):
         return True
 
 
+class LateGate(ScheduledGate):
+    """Its first probe waits for too long before it may begin, and the target is not to be called after that."""
+
+    async def enter(self, target: str) -> Ticket | Held:
+        if target != "a":
+            return await super().enter(target)
+        if self.world.tickets:
+            return Held(3.0, "half_open")
+        self.world.tickets.append(LateTicket())
+        return self.world.tickets[0]
+
+
+class LateTicket(CountedTicket):
+    """A probe's, whose lease ran meanwhile."""
+
+    def late(self) -> bool:
+        return True
+
+
 class Bench:
     """The parts of a node that messages need."""
 
@@ -199,7 +218,7 @@ class Bench:
         await self.hub.close()
         await self.store.close()
 
-    async def play(self, schedule: Schedule) -> Outcome:
+    async def play(self, schedule: Schedule, gate: type[ScheduledGate] = ScheduledGate) -> Outcome:
         world = World(schedule)
         names = tuple("abcd"[: len(schedule.targets)])
         targets = {name: Target(name, f"model-{name}", world.driver(i), None) for i, name in enumerate(names)}
@@ -214,7 +233,7 @@ class Bench:
             watch=Metrics(),
             event_bytes=4096,
             max_bytes=1_000_000,
-            gate=ScheduledGate(world),
+            gate=gate(world),
             quotas=NoQuota(),
             conversations=Conversations(self.store, self.hub, self.reader, {}, 60.0, 60.0),
         )
@@ -389,6 +408,7 @@ def the_ending_is_honest(outcome: Outcome) -> None:
         error = end["error"]
         assert error["status"] == ERRORS[error["code"]].status
         assert error["retryable"] == (error["class"] == "temporary")
+        assert ("retry_after_ms" in error) == error["retryable"], "it does not say when to come back"
         assert end["partial"] == bool(standing)
         faults = [call.ended for call in outcome.world.calls if call.ended in set(Fault)]
         lasting = [CONSEQUENCES[Fault(fault)].error_class == "permanent" for fault in faults]
@@ -397,6 +417,19 @@ def the_ending_is_honest(outcome: Outcome) -> None:
             assert error["code"] in {CONSEQUENCES[Fault(f)].code for f in faults} | {"all_targets_failed"}
     else:
         assert end["text_bytes"] == len(text.encode())
+
+
+def test_a_probe_that_is_late_is_not_sent_and_the_next_target_answers(bench: tuple[asyncio.Runner, Bench]) -> None:
+    runner, parts = bench
+    answers = (Behaviour(3, None),)
+    schedule = Schedule((answers, answers), frozenset(), "restart", frozenset(), False, False, None)
+    outcome = runner.run(parts.play(schedule, LateGate))
+    assert [called.target for called in outcome.world.calls] == ["b"]
+    text, standing, (attempt,) = outcome.client()
+    assert (text, standing, attempt["mode"]) == (outcome.world.calls[0].said, [2], "fresh")
+    told = [(r["outcome"], r["payer"], r["input_tokens"], r["output_tokens"]) for r in outcome.records]
+    assert told == [("held", "operator", 0, 0), ("done", "user", 10, 3)]
+    assert [ticket.told for ticket in outcome.world.tickets] == [["void"], ["well"]]
 
 
 def test_a_hedge_that_wins_is_shown_and_its_loser_is_the_operators(bench: tuple[asyncio.Runner, Bench]) -> None:

@@ -73,8 +73,9 @@ class Node:
             ticket.failed(fault, None)
 
     async def pause_over(self, target: str = "first") -> None:
-        """Until a probe may be asked for: a wait whose end the board itself tells."""
-        await asyncio.sleep(self.board.wait_seconds(target) + 0.002)
+        """Until a probe may be asked for: a wait whose end the board itself tells, and may put off by its clock."""
+        while wait := self.board.wait_seconds(target):
+            await asyncio.sleep(wait + 0.002)
 
 
 @asynccontextmanager
@@ -252,6 +253,38 @@ async def test_a_rate_limit_is_the_credentials(redis_url: str) -> None:
             assert 0.0 < held.wait_seconds <= 7.5
         assert two.state("third") == State.CLOSED
         assert one.heard.of("target_alarm") == []
+
+
+async def test_a_probe_that_meets_a_rate_limit_makes_a_pause_of_that_length_for_all(redis_url: str) -> None:
+    async with nodes(redis_url, 2, QUICK) as (one, two):
+        await one.fail()
+        await two.is_in(State.OPEN)
+        await one.pause_over()
+        (await one.enter()).failed(Fault.RATE_LIMITED, 30.0)
+        await two.until(lambda: two.state() == State.OPEN and two.board.wait_seconds("first") > 25.0)
+        assert two.board.target_states()[0].probes == 0, "its lease is free"
+        assert isinstance(await two.board.enter("first"), Held)
+
+
+async def test_a_rate_limit_told_late_prolongs_a_pause_for_all(redis_url: str) -> None:
+    async with nodes(redis_url, 2) as (one, two):
+        earlier = await one.enter()
+        await one.fail()
+        await two.is_in(State.OPEN)
+        earlier.failed(Fault.RATE_LIMITED, 600.0)
+        await two.until(lambda: two.board.wait_seconds("first") > 500.0)
+        assert two.state() == State.OPEN
+
+
+async def test_a_probe_is_late_when_its_call_would_outlive_its_lease(redis_url: str) -> None:
+    async with nodes(redis_url, 1, QUICK, margin=0.1, silence=30.0) as (node,):
+        ordinary = await node.enter()
+        await node.fail()
+        await node.pause_over()
+        probe = await node.enter()
+        assert not probe.late()
+        await node.until(probe.late)
+        assert not ordinary.late(), "it has no lease to outlive"
 
 
 async def test_a_short_rate_limit_ends_without_a_probe(redis_url: str) -> None:

@@ -99,6 +99,28 @@ def test_throttling_lasts_as_long_as_the_provider_says_and_is_never_shortened() 
     assert unsaid.until == SETTINGS.open_seconds
 
 
+def test_a_rate_limit_prolongs_a_pause_and_never_shortens_it() -> None:
+    opened = open_at(0.0)
+    assert step(opened, Happening.THROTTLE, 1.0, Cause("rate_limited", 5.0)) is None
+    later = step(opened, Happening.THROTTLE, 1.0, Cause("rate_limited", 60.0))
+    assert later is not None
+    assert (later.state, later.since, later.until, later.streak) == (State.OPEN, opened.since, 61.0, opened.streak)
+
+
+def test_a_probe_that_meets_a_rate_limit_is_followed_by_a_pause_and_a_probe() -> None:
+    """It has not been answered: nobody but a probe comes after the Retry-After."""
+    mine, hangs = Lease("mine", 60.0), Lease("hangs", 60.0)
+    trial = Condition(State.HALF_OPEN, 20.0, 0.0, 1, "x", (mine, hangs))
+    after = step(trial, Happening.THROTTLE, 21.0, Cause("rate_limited", 30.0, mine))
+    assert after is not None
+    assert (after.state, after.until, after.streak, after.leases) == (State.OPEN, 51.0, 1, (hangs,))
+    assert after.settled(1e9).state is State.OPEN
+    assert step(after, Happening.PROBE, 50.0, Cause(lease=Lease("next", 90.0))) is None
+    again = step(after, Happening.PROBE, 51.0, Cause(lease=Lease("next", 90.0)))
+    assert again is not None
+    assert again.state is State.HALF_OPEN
+
+
 def test_an_expired_lease_makes_room_for_another_probe() -> None:
     condition = open_at(0.0)
     for number in range(SETTINGS.probes):
