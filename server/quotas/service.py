@@ -79,8 +79,8 @@ class Quotas:
         self._remember_ms = round(remember_seconds * 1000)
         self._tags: set[str] = set()
         """Tags this node has used: it keeps their clocks going."""
-        self._outage: dict[str, Bucket] = {}
-        """Buckets of an outage, each this node's share; empty while Redis answers."""
+        self._outage: dict[str, dict[str, Bucket]] = {}
+        """Quota tag whose primary is silent → its buckets, each this node's share."""
         self._recent: dict[str, tuple[float, Rows]] = {}
         """User → when it was told what."""
         self._unsure: dict[str, Payer] = {}
@@ -119,7 +119,7 @@ class Quotas:
         except (StoreError, TimeoutError) as error:
             log.info("quota_unavailable", hold=hold.id, error=str(error))
             return self._in_outage(policy, hold, order.forced)
-        self._outage.clear()
+        self._outage.pop(quota_tag(hold.payer.tenant), None)
         limits = self._learn(policy, hold.payer, reply[1], reply[4:])
         if reply[0] == b"refused":
             self._watch.quota("refused")
@@ -302,6 +302,7 @@ class Quotas:
     def _take_share(self, policy: Policy, hold: Hold) -> None:
         """Take from this node's share of every bucket, or from none. Raises `quota_exceeded`."""
         now, nodes = round(asyncio.get_running_loop().time() * MICRO), max(1, self._nodes())
+        shares = self._outage.setdefault(quota_tag(hold.payer.tenant), {})
         taken: dict[str, Bucket] = {}
         for meter, counted in policy.counting(hold.payer.route).charged:
             limits, owner = meter.limits, _owner(hold.payer, meter)
@@ -313,13 +314,13 @@ class Quotas:
                 if limit is None or ALL_FOUR[which] not in counted:
                     continue
                 key = f"{owner}:{NAMES[which]}"
-                bucket = self._outage.get(key) or Bucket.full(max(1, limit // nodes), now)
+                bucket = shares.get(key) or Bucket.full(max(1, limit // nodes), now)
                 left = bucket.take(size, now)
                 if left is None:
                     self._refuse_share(meter.name(which), bucket.wait(size, now))
                 else:
                     taken[key] = left
-        self._outage.update(taken)
+        shares.update(taken)
 
     def _running(self, owner: str) -> int:
         """How many of the messages at once that an owner may have run on this node."""

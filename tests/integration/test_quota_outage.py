@@ -26,11 +26,13 @@ class CutOff(Store):
     """A store whose quota scripts can be cut off."""
 
     down = False
+    silent: str | None = None
+    """A quota tag whose primary does not answer while those of the others do."""
 
     async def run(
         self, script: Script, keys: Sequence[bytes], args: Sequence[Any], seconds: float | None = 0.12
     ) -> Any:
-        if self.down:
+        if self.down or (self.silent is not None and b"{%s}" % self.silent.encode() in keys[0]):
             raise StoreUnavailable("cut off")
         return await super().run(script, keys, args, seconds)
 
@@ -101,6 +103,20 @@ async def test_local_admits_this_nodes_share_and_counts_it_afterwards(store: Cut
     await made.settle(WHO, "h0", Used(20))
     await made.settle(WHO, "h0", Used(20))
     assert counts.outcomes == ["degraded"] * 3 + ["refused", "settled"]
+    await made.close()
+
+
+async def test_a_tenant_whose_primary_answers_does_not_refill_the_share_of_one_whose_does_not(store: CutOff) -> None:
+    made = quotas(store, Counts(), tokens_per_minute=1000, on_redis_outage="local")
+    other = replace(WHO, tenant="another")
+    assert quota_tag(other.tenant) != quota_tag(WHO.tenant)
+    store.silent = quota_tag(WHO.tenant)
+    for number in range(6):  # 900 of 1000
+        assert (await made.reserve(order(f"a{number}"))).degraded
+        assert not (await made.reserve(order(f"b{number}", payer=other))).degraded
+    with pytest.raises(ProtocolError) as caught:
+        await made.reserve(order("a6"))
+    assert caught.value.code == "quota_exceeded"
     await made.close()
 
 
