@@ -59,11 +59,11 @@ bench: setup ## Measure what must hold
 load: setup ## Put load on a running server
 	@$(BIN)/python -m tests.bench.load $(ARGS)
 
-simulate: setup ## Run whole clusters in one process, with made-up time and faults
-	@$(BIN)/python -m tests.simulation $(ARGS)
+simulate: setup ## Run whole clusters in one process, with made-up time and faults (SEEDS=1000)
+	@$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-chaos: setup system ## Kill, freeze and cut off real processes
-	@$(BIN)/python -m tests.chaos $(ARGS)
+chaos: setup system ## Kill, freeze and cut off real processes (MINUTES=10)
+	@$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 wheel: setup ## Build dist/tidewire-*.whl, the page in it
 	@$(BIN)/hatchling build -t wheel

@@ -27,6 +27,7 @@ from server.access.jwks import usable_keys
 from server.config import ConfigError, Settings, demo_settings, load
 from server.ledger.errors import LedgerUnavailable
 from server.ledger.migrations import HEAD
+from server.ledger.prices import uncounted_money
 from server.ledger.shelf import MEMORY_URLS
 from server.prompts.check import check as check_versions
 from server.prompts.registry import BadRegistry
@@ -115,6 +116,7 @@ async def examine(config: Path | None, environ: Mapping[str, str]) -> list[Findi
         *check_auth(settings),
         *check_limits(),
         *check_folders(settings),
+        *check_prices(settings),
         *check_prompts(settings),
         *check_jobs(settings),
         *(finding for result in results for finding in result),
@@ -168,6 +170,15 @@ def check_folders(settings: Settings) -> list[Finding]:
         else:
             findings.append(Finding(f"{name} folder", "ok", size))
     return findings
+
+
+def check_prices(settings: Settings) -> list[Finding]:
+    """Whether every limit in money covers only targets whose price is known."""
+    remedy = "set price_per_million_input and price_per_million_output of these targets"
+    return [
+        Finding("prices", "warn", f"{limit} does not count what is spent at {', '.join(targets)}", remedy)
+        for limit, targets in uncounted_money(settings).items()
+    ]
 
 
 def check_prompts(settings: Settings) -> list[Finding]:

@@ -24,7 +24,7 @@ from server.jobs.service import Jobs
 from server.jobs.webhooks import Webhooks
 from server.ledger import scripts as ledger_scripts
 from server.ledger.drain import Drain
-from server.ledger.prices import price_of, provider_of
+from server.ledger.prices import price_of, provider_of, uncounted_money
 from server.ledger.shelf import Shelf
 from server.messages import scripts
 from server.messages.conversations import Conversations
@@ -207,6 +207,8 @@ class Node:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 20)
+        for limit, uncounted in uncounted_money(settings).items():
+            log.warning("money_not_counted", limit=limit, targets=uncounted, hint="their prices are not known")
         log.info("node_started", node=self.id)
 
     def _make_jobs(self) -> Jobs:

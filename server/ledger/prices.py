@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import orjson
 import structlog
 
-from server.config import TargetSettings
+from server.config import Settings, TargetSettings
 from server.ledger.cost import Price
 
 log = structlog.get_logger("ledger")
@@ -148,6 +148,24 @@ def price_of(target: TargetSettings) -> Price | None:
     prices = shipped()
     provider = provider_of(target) if target.driver == "litellm" or target.endpoint is None else _known(target.endpoint)
     return None if prices is None else prices.price(provider, target.model_name)
+
+
+def uncounted_money(settings: Settings) -> dict[str, list[str]]:
+    """Limits in money (`tiers.free.monthly_usd`) → targets that they cover and that have no price: what is spent there
+    is not counted. The embedded model costs nothing."""
+    unpriced = {
+        name for name, target in settings.targets.items() if target.driver != "embedded" and price_of(target) is None
+    }
+    found: dict[str, list[str]] = {}
+    for kind, owners in (("tiers", settings.tiers), ("tenants", settings.tenants)):
+        for name, owner in owners.items():
+            limits = {(f"{kind}.{name}", route): owner.monthly_usd for route in settings.routes}
+            limits |= {(f"{kind}.{name}.routes.{r}", r): own.monthly_usd for r, own in owner.routes.items()}
+            for (section, route), usd in limits.items():
+                if usd is not None and route in settings.routes:
+                    covered = found.setdefault(f"{section}.monthly_usd", [])
+                    covered += sorted(unpriced.intersection(settings.routes[route].targets).difference(covered))
+    return {limit: targets for limit, targets in found.items() if targets}
 
 
 def _known(endpoint: str) -> str:

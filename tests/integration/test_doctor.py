@@ -134,6 +134,15 @@ async def test_a_ledger_that_cannot_be_used(tmp_path: Path, redis_url: str) -> N
     assert (await report(tmp_path, redis_url, ledger="sqlite:///:memory:"))["ledger"].status == "warn"
 
 
+async def test_a_limit_in_money_over_a_target_without_a_price(tmp_path: Path, redis_url: str) -> None:
+    found = await report(tmp_path, redis_url, more="[tiers.free]\nmonthly_usd = 5\n")
+    assert (found["prices"].status, found["prices"].message) == (
+        "warn",
+        "tiers.free.monthly_usd does not count what is spent at a",
+    )
+    assert "prices" not in await report(tmp_path, redis_url)
+
+
 async def test_jobs_and_webhooks(tmp_path: Path, redis_url: str) -> None:
     found = await report(tmp_path, redis_url)
     assert (found["jobs"].status, found["webhooks"].message) == (

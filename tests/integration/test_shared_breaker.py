@@ -74,7 +74,7 @@ class Node:
 
     async def pause_over(self, target: str = "first") -> None:
         """Until a probe may be asked for: a wait whose end the board itself tells, and may put off by its clock."""
-        while wait := self.board.wait_seconds(target):
+        while wait := self.board.wait_seconds(target):  # noqa: ASYNC110 - time alone brings it about
             await asyncio.sleep(wait + 0.002)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from server.config import TargetSettings
+from server.config import TargetSettings, parse
 from server.ledger.cost import Price
-from server.ledger.prices import PriceList, price_of, provider_of, shipped
+from server.ledger.prices import PriceList, price_of, provider_of, shipped, uncounted_money
 
 MODELS: dict[str, Any] = {
     "gpt-x": {"input_cost_per_token": 1.5e-07, "output_cost_per_token": 6e-07, "litellm_provider": "openai",
@@ -116,3 +116,23 @@ def test_steps_apply_above_their_size() -> None:
     assert (price.at(100), price.at(101)) == (price, big)
     assert price.nano_dollars(100, 0) == 100_000
     assert price.nano_dollars(101, 0) == 202_000
+
+
+def test_a_limit_in_money_names_the_targets_that_it_does_not_count() -> None:
+    unpriced, priced = (
+        {"driver": "openai", "model": "own", "base_url": "http://here/v1"},
+        {"price_per_million_input": 1},
+    )
+    settings = parse(
+        {
+            "targets": {"own": unpriced, "known": unpriced | priced, "local": {"driver": "embedded"}},
+            "routes": {"default": {"targets": ["local", "known"]}, "large": {"targets": ["known", "own"]}},
+            "tiers": {"free": {"monthly_usd": 5}, "paid": {}, "default": {"routes": {"default": {"monthly_usd": 1}}}},
+            "tenants": {"acme": {"routes": {"large": {"monthly_usd": 9}}}},
+        },
+        {"HOME": "/h"},
+    )
+    assert uncounted_money(settings) == {
+        "tiers.free.monthly_usd": ["own"],
+        "tenants.acme.routes.large.monthly_usd": ["own"],
+    }
