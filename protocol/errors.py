@@ -88,6 +88,13 @@ _TABLE: Final = (
 ERRORS: Final[dict[str, ErrorCode]] = {row.code: row for row in _TABLE}
 """Every error code, by name."""
 
+ATTEMPT_REASONS: Final[dict[str, str]] = {
+    "hedged": "The target before it was silent; this one was asked too and answered first.",
+    "owner_lost": "The node that generated this was lost; another goes on.",
+    "retried": "The failed message was asked for again.",
+}
+"""Code → meaning of what an `attempt` may follow beside a failure, whose reason has the failure's error code."""
+
 
 class ProtocolError(Exception):
     """A failure that has a place in the error table, ready to be sent to a client.

@@ -21,7 +21,7 @@ from typing import Any, Final
 from pydantic import BaseModel, TypeAdapter
 
 from protocol.client.message import ENDED, TRANSITIONS, MessageState
-from protocol.errors import CLOSE_MEANINGS, ERRORS, may_reconnect
+from protocol.errors import ATTEMPT_REASONS, CLOSE_MEANINGS, ERRORS, may_reconnect
 from protocol.frames import (
     CLIENT_FRAMES,
     SERVER_FRAMES,
@@ -196,6 +196,11 @@ def typescript() -> str:
         _union("ClientFrame", "What a client may send.", [m.__name__ for m in CLIENT_FRAMES.values()]),
         _union("ServerFrame", "What a server may send.", [m.__name__ for m in SERVER_FRAMES.values()]),
         _union("ErrorCode", "Every error code of this version.", [f'"{code}"' for code in ERRORS]),
+        _union(
+            "AttemptReason",
+            "What an attempt may follow; else the reason has the `ErrorCode` of the attempt before it.",
+            [f'"{code}"' for code in ATTEMPT_REASONS],
+        ),
         _union("CloseCode", "Every WebSocket close code in use.", [str(int(code)) for code in CLOSE_MEANINGS]),
         _union("Subprotocol", "Offered in the handshake.", [f'"{SUBPROTOCOL_JSON}"', f'"{SUBPROTOCOL_MSGPACK}"']),
     ]
@@ -276,6 +281,11 @@ def close_table() -> str:
     return _markdown(("code", "name", "reconnect unchanged", "meaning"), rows)
 
 
+def reason_table() -> str:
+    """Every reason of an attempt that is no error, as Markdown."""
+    return _markdown(("code", "meaning"), ((f"`{code}`", meaning) for code, meaning in ATTEMPT_REASONS.items()))
+
+
 def frame_table(frames: Mapping[str, type[BaseModel]]) -> str:
     """Every frame of one direction with its fields (`?`: may be absent), as Markdown."""
     rows = (
@@ -318,6 +328,7 @@ def _cell(text: str) -> str:
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "error-codes": error_table,
     "close-codes": close_table,
+    "attempt-reasons": reason_table,
     "client-frames": lambda: frame_table(CLIENT_FRAMES),
     "server-frames": lambda: frame_table(SERVER_FRAMES),
     "client-states": state_table,

@@ -439,6 +439,12 @@ export type ErrorCode =
   | "not_supported"
   | "internal";
 
+/** What an attempt may follow; else the reason has the `ErrorCode` of the attempt before it. */
+export type AttemptReason =
+  | "hedged"
+  | "owner_lost"
+  | "retried";
+
 /** Every WebSocket close code in use. */
 export type CloseCode =
   | 1000

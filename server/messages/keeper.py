@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 import structlog
 
-from protocol.errors import ProtocolError
+from protocol.errors import ATTEMPT_REASONS, ProtocolError
 from server.ledger.record import Account
 from server.messages import request as asked
 from server.messages.claim import Claim, account_of
@@ -357,7 +357,7 @@ class Keeper:
             first=int(fields["tip"]) + 1,
             attempts=made,
             records=tuple(records),
-            reason=Reason("owner_lost", "the node that generated this was lost; another goes on") if made else None,
+            reason=Reason("owner_lost", ATTEMPT_REASONS["owner_lost"]) if made else None,
             shown=Shown(anything=head > 0, structured=bool(standing and (standing.calls or standing.reasoning))),
             standing_text=text,
             cancelled="cancel" in fields,

@@ -14,7 +14,7 @@ import msgpack
 import orjson
 import structlog
 
-from protocol.errors import ProtocolError
+from protocol.errors import ATTEMPT_REASONS, ProtocolError
 from protocol.frames import DEFAULT_ROUTE, END_STATES, Send
 from server.access.identity import Principal
 from server.messages import request as asked
@@ -427,7 +427,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         first=head + 1,
         attempts=max(made),  # Redis may have lost the number of an attempt whose record came later
         records=records,
-        reason=Reason("retried", "the failed message was asked for again") if reopened else None,
+        reason=Reason("retried", ATTEMPT_REASONS["retried"]) if reopened else None,
         user=(who.tenant, who.kind, who.user),
         origin=Origin.unpack(reply[8] or None) if reopened else wish.origin,
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues

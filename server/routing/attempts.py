@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from protocol.errors import ERRORS, ErrorClass
+from protocol.errors import ATTEMPT_REASONS, ERRORS, ErrorClass
 from server.upstreams.base import Fault
 from server.upstreams.faults import Consequence
 
@@ -60,7 +60,7 @@ class Reason:
         return {"code": self.code, "message": self.message}
 
 
-HEDGED: Final = Reason("hedged", "the target before it was silent; this one was asked too and answered first")
+HEDGED: Final = Reason("hedged", ATTEMPT_REASONS["hedged"])
 
 
 @dataclass(frozen=True, slots=True)

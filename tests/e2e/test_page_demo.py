@@ -87,6 +87,10 @@ def test_an_answer_outlives_the_node_that_serves_it(chat: Chat) -> None:
     expect(node).not_to_have_text(before, timeout=ANSWER_MS)
     chat.expect_resumed(0)
     chat.expect_whole(0)
+    told = "The server node that was answering is gone; another one goes on."
+    expect(chat.answer(0).get_by_test_id("fallback")).to_have_text(told)
+    expect(page.get_by_test_id("happenings")).to_contain_text(told)
+    expect(page.get_by_test_id("happenings")).not_to_contain_text("owner_lost")
 
 
 def test_sent_twice_is_answered_once(chat: Chat) -> None:

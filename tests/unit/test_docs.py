@@ -8,6 +8,7 @@ import pytest
 
 from server.telemetry.metrics import Metrics
 from server.upstreams.base import Fault
+from server.upstreams.faults import CONSEQUENCES
 from tests.docs import DOCS, PARTS, renewed
 
 
@@ -19,6 +20,12 @@ def test_the_made_parts_are_current(file: str) -> None:
 def test_the_fault_table_has_every_fault() -> None:
     text = (DOCS / "resilience.md").read_text(encoding="utf-8")
     assert all(f"\n| `{fault}` |" in text for fault in Fault)
+
+
+def test_the_page_has_words_for_every_fault_that_opens_a_breaker() -> None:
+    texts = (DOCS.parent / "web-demo" / "src" / "page" / "strings.ts").read_text(encoding="utf-8")
+    whys = set(re.findall(r"^ +(\w+): \"", texts[texts.index(" whys: {") :].partition("}")[0], re.MULTILINE))
+    assert whys == {"slow"} | {fault for fault, row in CONSEQUENCES.items() if row.breaker != "ignored"}
 
 
 def test_alarms_ask_for_metrics_that_there_are() -> None:

@@ -1,10 +1,18 @@
 /**
  * Everything that is thrown, or rejects, about a message or the connection. `code` is one of the protocol's codes
- * (`ErrorCode`), or one of the client's own: `client_closed`, `connection_refused`, `text_unverified`, `detached`.
+ * (`ErrorCode`), or one of the client's own (`ClientErrorCode`).
  */
 
 import type { Message } from "./message.ts";
 import type { ErrorBody } from "./types.ts";
+
+/** What no server says: the client finds it out by itself. */
+export type ClientErrorCode =
+  | "client_closed"
+  | "connection_refused"
+  | "detached"
+  | "text_unverified"
+  | "token_unavailable";
 
 export class TidewireError extends Error {
   override name = "TidewireError";

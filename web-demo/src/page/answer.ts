@@ -150,8 +150,7 @@ export class TurnView {
     const switched = attempt !== undefined && attempt.attempt > 1;
     this.notice.hidden = !switched;
     if (!switched) return;
-    const reason = strings.errors.codes[String(attempt.reason?.code ?? "")] ?? strings.fallbackNoReason;
-    setText(this.notice, strings.fallback(attempt.target, reason));
+    setText(this.notice, strings.attempts.notice(attempt.target, String(attempt.reason?.code ?? "")));
   }
 
   private showError(error: ErrorBody | undefined, open: boolean): void {
@@ -159,7 +158,7 @@ export class TurnView {
     if (!error) return;
     const wait = error.retry_after_ms ? ` ${strings.errors.retryIn(Math.ceil(error.retry_after_ms / 1000))}` : "";
     this.error.dataset.code = error.code;
-    const shown = (strings.errors.codes[error.code] ?? strings.errors.unknown) + wait;
+    const shown = strings.errors.of(error.code) + wait;
     if (this.error.textContent !== shown) this.error.replaceChildren(icon("alert"), h("span", {}, shown));
   }
 

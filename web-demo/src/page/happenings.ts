@@ -30,8 +30,7 @@ export class Happenings {
         break;
       case "attempt": {
         const { attempt, target, mode, reason } = event.info;
-        const code = String(reason?.code ?? "");
-        const why = strings.errors.codes[code] ?? code;
+        const why = strings.attempts.why(String(reason?.code ?? ""));
         this.add(attempt > 1 ? "warn" : "plain", text.attempt(attempt, target, mode, why), event.message);
         break;
       }
@@ -47,7 +46,7 @@ export class Happenings {
         this.add("warn", text.replaced(event.message.cursor), event.message);
         break;
       case "stalled":
-        this.add("warn", text.stalled(strings.errors.codes[event.error.code] ?? event.error.code), event.message);
+        this.add("warn", text.stalled(strings.errors.of(event.error.code)), event.message);
         break;
       case "ended":
         this.ended(event.message);
@@ -60,7 +59,7 @@ export class Happenings {
         this.add("warn", text.goaway);
         break;
       case "error":
-        this.add("bad", strings.errors.codes[event.error.code] ?? event.error.code, event.message);
+        this.add("bad", strings.errors.of(event.error.code), event.message);
         break;
       default:
     }
@@ -83,7 +82,7 @@ export class Happenings {
     } else if (message.state === "cancelled") {
       this.add("plain", text.cancelled, message);
     } else {
-      this.add("bad", strings.errors.codes[message.error?.code ?? ""] ?? strings.errors.unknown, message);
+      this.add("bad", strings.errors.of(message.error?.code ?? ""), message);
     }
   }
 

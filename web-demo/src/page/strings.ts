@@ -1,5 +1,64 @@
 /** Every text of the page, in one place. */
 
+import type { AttemptReason, ClientErrorCode, ErrorCode } from "../client/index.ts";
+
+/** For each code that a frame or the client gives, what people read. The compiler finds one that is missing. */
+const codes: Record<ErrorCode | ClientErrorCode, string> = {
+  invalid_frame: "The server did not understand the request.",
+  unauthenticated: "The server does not know you. Check the token.",
+  token_expired: "Your token has expired. Paste a new one in the settings.",
+  forbidden: "You are not allowed to do this.",
+  message_unknown: "The server no longer has this answer.",
+  conversation_unknown: "The server does not know this conversation.",
+  job_unknown: "The server no longer has this job.",
+  job_expired: "The job’s time was over before its turn came.",
+  model_not_found: "The server has no model of this name.",
+  conversation_busy: "This chat is still answering, and you chose not to wait.",
+  conversation_limit: "You have reached a limit of what is kept of your chats. Delete some.",
+  prompt_not_found: "The server has no such prompt.",
+  output_invalid: "The model’s answer did not have the form that was asked for.",
+  answer_restarted: "The answer was begun anew.",
+  idempotency_mismatch: "This question was already asked in another form.",
+  context_length_exceeded: "This chat has grown too long for the model. Start a new one.",
+  content_filter: "The provider refused this content.",
+  request_too_large_for_tier: "This request is larger than your limit will ever allow.",
+  quota_exceeded: "Your quota is used up for the moment.",
+  rate_limited: "Too many requests in a short time.",
+  too_many_messages: "Too many answers are open at once.",
+  too_many_jobs: "The server keeps no more jobs for you.",
+  upstream_rejected: "The model’s provider refused the request.",
+  upstream_unavailable: "The model could not be reached.",
+  upstream_timeout: "The model did not answer in time.",
+  all_targets_failed: "No model could answer.",
+  store_unavailable: "The server can’t take new questions just now.",
+  draining: "The server is restarting.",
+  invalid_request: "The server did not understand the request.",
+  not_found: "The server has nothing there.",
+  method_not_allowed: "The server does not do this there.",
+  body_too_large: "This is larger than the server takes.",
+  unsupported_media_type: "The server does not take this kind of content.",
+  not_supported: "This server does not offer this.",
+  internal: "The server had a problem.",
+  client_closed: "This page has let go of the connection.",
+  connection_refused: "The server does not let this page connect.",
+  detached: "This answer is not followed here any more.",
+  token_unavailable: "No token could be got for the server. It is tried again.",
+  text_unverified: "The answer arrived damaged, again and again.",
+};
+
+/** Why another attempt follows, where no error is the reason. */
+const reasons: Record<AttemptReason, string> = {
+  hedged: "The model before it was silent; this one was asked too and was faster.",
+  owner_lost: "The server node that was answering is gone; another one goes on.",
+  retried: "It had failed and was asked for again.",
+};
+
+/** Reasons that say nothing about the target: it may well be the same. */
+const sameTarget: ReadonlySet<string> = new Set<AttemptReason>(["owner_lost", "retried"]);
+
+const known = (texts: Record<string, string>, code: string): string | undefined =>
+  Object.hasOwn(texts, code) ? texts[code] : undefined;
+
 export const strings = {
   brand: "Tidewire",
   openMenu: "Chats and menu",
@@ -139,8 +198,13 @@ export const strings = {
     length: "cut at the length limit",
   },
 
-  fallback: (target: string, reason: string) => `Switched to ${target}: ${reason}`,
-  fallbackNoReason: "the first target failed",
+  attempts: {
+    /** What the notice above an answer says; `code` is that of the attempt's reason, if it has one. */
+    notice: (target: string, code: string) =>
+      sameTarget.has(code) ? strings.attempts.why(code) : `Switched to ${target}: ${strings.attempts.why(code)}`,
+    /** Why an attempt follows, as a sentence. */
+    why: (code: string) => known(reasons, code) ?? known(codes, code) ?? "The attempt before it came to nothing.",
+  },
   reasoning: "Reasoning",
   imageAsLink: "image",
 
@@ -158,8 +222,8 @@ export const strings = {
     route: (id: string, targets: string[]) => `Route “${id}”: ${targets.join(" → ")}`,
     answering: (count: number) => (count === 1 ? "answers now" : `${count} answers now`),
     light: (state: string, why: string, retryMs: number, share: number) => {
-      const reason = strings.panel.whys[why] ?? strings.errors.codes[why] ?? why;
-      const because = reason ? ` ${reason}` : "";
+      const reason = known(strings.panel.whys, why);
+      const because = reason === undefined ? "" : ` ${reason}`;
       const seconds = Math.ceil(retryMs / 1000);
       if (state === "closed") return "In use";
       if (state === "half_open") return "On trial: one call is let through";
@@ -168,10 +232,19 @@ export const strings = {
       return `${state === "throttled" ? "Rate limit of the provider" : "Left alone"}${pause}${because}`;
     },
     whys: {
+      refused: "It could not be reached.",
+      connect_timeout: "It could not be reached.",
+      first_token_timeout: "It did not begin to answer.",
+      idle_timeout: "It fell silent in mid-answer.",
+      total_timeout: "It did not come to an end in time.",
       broken_stream: "It broke off in mid-answer.",
+      garbled: "It answered with what is no answer.",
+      empty: "It answered with nothing.",
       server_error: "It answered with errors.",
-      connect: "It could not be reached.",
-      timeout: "It was too slow.",
+      rate_limited: "It got too many requests.",
+      unauthorized: "It refuses this server’s key.",
+      not_found: "It does not know the model.",
+      worker_lost: "The process behind it died.",
       slow: "It was too slow.",
     } as Record<string, string>,
     limits: {
@@ -218,7 +291,7 @@ export const strings = {
       attempt: (number: number, target: string, mode: string, why: string) => {
         if (number === 1) return `attempt 1 at ${target}`;
         const how = mode === "continue" ? "goes on with the text" : mode === "restart" ? "starts over" : "begins";
-        return `attempt ${number} at ${target} ${how}${why ? `. ${why}` : ""}`;
+        return `attempt ${number} at ${target} ${how}. ${why}`;
       },
       first: (seq: number) => `first text, seq ${seq}`,
       resyncing: (reason: string) => `asks for what is missing (${reason})`,
@@ -338,36 +411,8 @@ export const strings = {
   errors: {
     unknown: "Something went wrong.",
     retryIn: (seconds: number) => `Try again in ${seconds} s.`,
-    codes: {
-      invalid_frame: "The server did not understand the request.",
-      unauthenticated: "The server does not know you. Check the token.",
-      token_expired: "Your token has expired. Paste a new one in the settings.",
-      forbidden: "You are not allowed to do this.",
-      message_unknown: "The server no longer has this answer.",
-      conversation_unknown: "The server does not know this conversation.",
-      model_not_found: "The server has no model of this name.",
-      conversation_busy: "This chat is still answering, and you chose not to wait.",
-      conversation_limit: "You have reached a limit of what is kept of your chats. Delete some.",
-      prompt_not_found: "The server has no such prompt.",
-      output_invalid: "The model’s answer did not have the form that was asked for.",
-      answer_restarted: "The answer was begun anew.",
-      idempotency_mismatch: "This question was already asked in another form.",
-      context_length_exceeded: "This chat has grown too long for the model. Start a new one.",
-      content_filter: "The provider refused this content.",
-      request_too_large_for_tier: "This request is larger than your limit will ever allow.",
-      quota_exceeded: "Your quota is used up for the moment.",
-      rate_limited: "Too many requests in a short time.",
-      too_many_messages: "Too many answers are open at once.",
-      upstream_rejected: "The model’s provider refused the request.",
-      upstream_unavailable: "The model could not be reached.",
-      upstream_timeout: "The model did not answer in time.",
-      all_targets_failed: "No model could answer.",
-      store_unavailable: "The server can’t take new questions just now.",
-      draining: "The server is restarting.",
-      not_supported: "This server does not offer this.",
-      internal: "The server had a problem.",
-      text_unverified: "The answer arrived damaged, again and again.",
-    } as Record<string, string>,
+    /** What people read for a code. */
+    of: (code: string) => known(codes, code) ?? strings.errors.unknown,
   },
 };
 
