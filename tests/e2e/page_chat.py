@@ -113,7 +113,7 @@ class Chat:
         expect(self.answer(number)).to_have_attribute("data-state", state, timeout=ANSWER_MS)
 
     def expect_whole(self, number: int) -> None:
-        """Wait until an answer is complete and was found to match the server's hash."""
+        """Wait until an answer is complete and the page has found that what it shows has the server's hash."""
         self.expect_state(number, "done")
         expect(self.answer(number).get_by_test_id("whole")).to_be_visible()
 
@@ -142,11 +142,12 @@ class ScriptedServer:
     """Answers on the page's WebSocket in the test's stead of a server; `on_send` says what follows a question.
 
     `sent` holds every frame of the page, over all its connections. Whatever is asked in a conversation is entered into
-    it at once, and only conversations that were asked in are known.
+    it at once, and only conversations that were asked in are known, and those whose entries `histories` has.
     """
 
     def __init__(self, page: Page, on_send: Callable[[ScriptedServer, Map], None], *, token: str | None = None) -> None:
         self.sent: list[Map] = []
+        self.histories: dict[str, list[Map]] = {}
         self._on_send = on_send
         self._token = token
         self._socket: WebSocketRoute | None = None
@@ -189,7 +190,8 @@ class ScriptedServer:
         self._notice(conversation, {"id": message_id, "role": "assistant", "parent": question, "state": state})
 
     def _notice(self, conversation: str, entry: Map) -> None:
-        self._heads[conversation] = self._heads.get(conversation, 0) + 1
+        kept = len(self.histories.get(conversation, ()))
+        self._heads[conversation] = self._heads.get(conversation, kept) + 1
         self.say({"type": "message", "conversation": conversation, "seq": self._heads[conversation]} | entry)
 
     def _asked(self, frame: Map) -> None:
@@ -199,10 +201,9 @@ class ScriptedServer:
             question = self._answers[message_id][1]
         elif "input" in frame:
             question = f"e_{message_id}"
-            parent = next(
-                (key for key, (where, _) in reversed(self._answers.items()) if where == conversation),
-                None,
-            )
+            kept = [entry["id"] for entry in self.histories.get(conversation, ())]
+            before = kept + [key for key, (where, _) in self._answers.items() if where == conversation]
+            parent = before[-1] if before else None
             entry = {"id": question, "role": "user", "parent": parent, "state": "done", "content": frame["input"]}
             self._notice(conversation, entry)
         self._answers[message_id] = (conversation, question)
@@ -222,15 +223,20 @@ class ScriptedServer:
                 self._asked(frame)
                 self._on_send(self, frame)
             elif frame["type"] == "history":
-                self._refuse(frame)
+                self._tell(frame)
             elif frame["type"] == "conversation" and frame["op"] == "list":
                 self.say({"type": "conversation", "op": "list", "conversations": []})
             elif frame["type"] == "ping":
                 self.say({"type": "pong", "nonce": frame["nonce"], "open": []})
 
-    def _refuse(self, history: Map) -> None:
+    def _tell(self, history: Map) -> None:
+        conversation = history["conversation"]
+        if entries := self.histories.get(conversation):
+            page = {"conversation": conversation, "messages": entries, "tip": entries[-1]["id"], "seq": len(entries)}
+            self.say({"type": "history", "title": "Kept"} | page)
+            return
         error = {"code": "conversation_unknown", "class": "permanent", "status": 404, "message": "", "retryable": False}
-        self.say({"type": "error", "re": "history", "conversation": history["conversation"], "error": error})
+        self.say({"type": "error", "re": "history", "conversation": conversation, "error": error})
 
     def _greet(self, hello: Map) -> None:
         assert self._socket is not None

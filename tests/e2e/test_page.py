@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 LONG = "script tokens=300 rate=75 seed=a"
 """Four seconds of text: time enough to interrupt it."""
+LONGER = "script tokens=1200 rate=75 seed=a"
+"""Where more is done meanwhile, which may take some seconds on a busy machine."""
 OTHER = "script tokens=300 rate=75 seed=b unicode=1"
 SHORT = "script tokens=20 seed=c"
 DESKTOP = {"width": 1280, "height": 860}
@@ -122,7 +125,7 @@ def test_two_chats_stream_side_by_side_over_one_socket(chat: Chat) -> None:
     chat.ask(SHORT)
     chat.expect_whole(0)
     chat.page.get_by_test_id("new-chat").click()
-    chat.ask(LONG)
+    chat.ask(LONGER)
     chat.expect_text(0)
     chat.press_in_list(first, "beside")
     expect(chat.page.get_by_test_id("pane")).to_have_count(2)
@@ -133,7 +136,7 @@ def test_two_chats_stream_side_by_side_over_one_socket(chat: Chat) -> None:
     chat.expect_state(0, "streaming")
     chat.expect_whole(0)
     chat.expect_whole(2)
-    assert [chat.copied(0), chat.copied(2)] == [scripted_text(LONG), scripted_text(OTHER)]
+    assert [chat.copied(0), chat.copied(2)] == [scripted_text(LONGER), scripted_text(OTHER)]
     chat.expect_connected(connections=1)
     chat.pane(0).get_by_test_id("close-pane").click()
     expect(chat.answers).to_have_count(2)
@@ -163,16 +166,15 @@ def test_escape_stops_the_latest_answer(chat: Chat) -> None:
 
 
 def test_a_reload_in_mid_answer_resumes_it_whole(chat: Chat) -> None:
-    longer = "script tokens=1200 rate=75 seed=a"  # a reload may take some seconds on a busy machine
     chat.open()
-    chat.ask(longer)
+    chat.ask(LONGER)
     chat.expect_text(0)
     chat.page.reload()
-    expect(chat.page.get_by_test_id("question")).to_contain_text(longer)
+    expect(chat.page.get_by_test_id("question")).to_contain_text(LONGER)
     chat.expect_state(0, "streaming")
     chat.expect_resumed(0)
     chat.expect_whole(0)
-    assert chat.copied(0) == scripted_text(longer)
+    assert chat.copied(0) == scripted_text(LONGER)
 
 
 def test_another_tab_follows_from_the_start(chat: Chat) -> None:
@@ -311,6 +313,30 @@ def test_a_fallback_is_shown_and_withdraws_the_earlier_text(chat: Chat) -> None:
     chat.ask("?")
     expect(chat.answer(0).get_by_test_id("fallback")).to_have_text("Switched to b: The model did not answer in time.")
     assert chat.text(0) == "Second"
+
+
+def test_only_a_text_that_has_the_server_s_hash_is_called_whole(chat: Chat) -> None:
+    hashes = {"right": sha256(b"right").hexdigest(), "wrong": sha256(b"right").hexdigest(), "none": None}
+    server = ScriptedServer(chat.page, lambda server, frame: server.answer(frame["id"], "told"))
+    parent = None
+    entries = server.histories["kept"] = []
+    for text, told in hashes.items():
+        entries.append({"id": f"q_{text}", "role": "user", "parent": parent, "state": "done", "content": "?"})
+        answer = {"id": f"a_{text}", "role": "assistant", "parent": f"q_{text}", "state": "done", "content": text}
+        entries.append(answer | ({"text_sha256": told} if told else {}))
+        parent = answer["id"]
+    chat.open("kept")
+    chat.expect_whole(0)
+    for number in (1, 2):
+        chat.expect_state(number, "done")
+        expect(chat.answer(number).get_by_test_id("whole")).to_have_count(0)
+    chat.ask("?")
+    chat.expect_whole(3)
+    asked = next(frame for frame in server.sent if frame["type"] == "send")
+    entry = {"id": asked["id"], "role": "assistant", "parent": f"e_{asked['id']}", "state": "done", "content": "other"}
+    server.say({"type": "message", "conversation": "kept", "seq": 10} | entry)
+    expect(chat.answer(3).get_by_test_id("answer-text")).to_have_text("other")
+    expect(chat.answer(3).get_by_test_id("whole")).to_have_count(0)
 
 
 def test_gauges_drain_and_refill(chat: Chat) -> None:

@@ -1,6 +1,6 @@
 /** One question with its answer, on the page. */
 
-import type { ErrorBody, Message } from "../client/index.ts";
+import { type ErrorBody, type Message, sha256, utf8 } from "../client/index.ts";
 import { Chooser } from "./chooser.ts";
 import type { Conversation, Turn } from "./conversation.ts";
 import { action, h, icon, setText } from "./dom.ts";
@@ -74,6 +74,8 @@ export class TurnView {
   private readonly copy: HTMLButtonElement;
   private turn: Turn;
   private text = "";
+  /** The text that was compared last, with what, and how that went. */
+  private compared: { text: string; hash: string; same: boolean } | undefined;
 
   constructor(turn: Turn, actions: TurnActions) {
     this.turn = turn;
@@ -162,6 +164,16 @@ export class TurnView {
     if (this.error.textContent !== shown) this.error.replaceChildren(icon("alert"), h("span", {}, shown));
   }
 
+  /** Whether the text that is shown, streamed or from the history, has this hash. */
+  private is(hash: string | undefined): boolean {
+    if (hash === undefined) return false;
+    const { text } = this;
+    if (this.compared?.text !== text || this.compared.hash !== hash) {
+      this.compared = { text, hash, same: sha256(utf8(text)) === hash };
+    }
+    return this.compared.same;
+  }
+
   private showMeta({ turn, message, firstTokenMs }: TurnSource, open: boolean, shown: Shown): void {
     const text = strings.meta;
     const { answer } = turn;
@@ -186,7 +198,7 @@ export class TurnView {
       (done?.finish_reason ?? answer?.finish_reason) === "length" ? text.length : undefined,
     ];
     const spans = parts.filter((part): part is string => !!part).map((part) => h("span", {}, part));
-    if (shown === "done") {
+    if (shown === "done" && this.is(done?.text_sha256 ?? answer?.text_sha256)) {
       spans.push(h("span", { class: "whole", title: text.wholeHint, testid: "whole" }, icon("check"), text.whole));
     }
     const told = spans.map((span) => span.textContent).join();

@@ -15,6 +15,8 @@ export interface Facts {
   prompt?: { name: string; version: string };
   finish_reason?: string;
   error?: ErrorBody;
+  /** SHA-256 of the whole text in UTF-8, in lower-case hexadecimal. */
+  text_sha256?: string;
 }
 
 export interface Entry extends Facts {

@@ -194,7 +194,7 @@ export const strings = {
     seq: (seq: number) => `seq ${seq}`,
     prompt: (name: string, version: string) => `prompt ${name}@${version}`,
     whole: "whole",
-    wholeHint: "The text matches the server’s SHA-256",
+    wholeHint: "This page found that the text has the SHA-256 that the server told",
     length: "cut at the length limit",
   },
 
