@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from tests.e2e import page_servers
 from tests.e2e.page_chat import ANSWER_MS, Chat, launch
@@ -96,9 +97,35 @@ def test_an_answer_outlives_the_node_that_serves_it(chat: Chat) -> None:
 def test_sent_twice_is_answered_once(chat: Chat) -> None:
     chat.page.get_by_test_id("composer").fill("Name one sea.")
     chat.page.get_by_test_id("twice").click()
-    expect(chat.page.get_by_test_id("controls-status")).to_contain_text("answered once", timeout=ANSWER_MS)
+    status = chat.page.get_by_test_id("controls-status")
+    expect(status).to_contain_text("answered once", timeout=ANSWER_MS)
     expect(chat.answers).to_have_count(1)
     chat.expect_whole(0)
+    asked = chat.page.get_by_test_id("turn").get_attribute("data-id")
+    assert asked is not None
+    with chat.page.expect_popup() as shown:
+        status.get_by_test_id("proof").click()
+    kept = json.loads(shown.value.locator("body").inner_text())
+    assert kept["id"] == asked
+    assert kept["text"].strip() == chat.copied(0).strip()
+    (attempt,) = kept["attempts"]
+    used = f"a model once ({attempt['target']}: done): {kept['usage']['total_tokens']} tokens"
+    expect(status).to_contain_text(f"…{asked[-8:]}. It called {used}")
+
+
+def test_that_two_were_answered_once_is_said_only_if_the_server_says_so(chat: Chat) -> None:
+    def other_usage(route: Route) -> None:
+        kept = route.fetch().json()
+        kept["usage"]["total_tokens"] *= 2
+        route.fulfill(json=kept)
+
+    status = chat.page.get_by_test_id("controls-status")
+    for answer, told in ((other_usage, "are not the same"), (lambda route: route.abort(), "does not tell")):
+        chat.page.unroute_all()
+        chat.page.route("**/v1/messages/*", answer)
+        chat.page.get_by_test_id("composer").fill("Name one sea.")
+        chat.page.get_by_test_id("twice").click()
+        expect(status).to_contain_text(told, timeout=ANSWER_MS)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -131,12 +131,17 @@ export class App {
   private async askTwice(): Promise<void> {
     const { controls } = this.panel;
     const id = this.ask(this.composer.take() || strings.suggestions[0]?.text || "");
-    const message = this.client.session.messages.get(id);
-    if (!message?.request) return;
-    controls.say(strings.controls.sending);
-    const told = await sendTwice(message, message.request, this.options);
-    const cost = strings.meta.cost(told.costUsd ?? 0);
-    controls.say(strings.controls.sentTwice(told.same, told.attached, told.attempts, told.tokens, cost));
+    const request = this.client.session.messages.get(id)?.request;
+    if (!request) return;
+    const text = strings.controls;
+    controls.say(text.sending);
+    try {
+      const { path, attached, same, attempts, tokens, costUsd } = await sendTwice(this.client, request, this.options);
+      if (attached && same) controls.say(text.sentTwice(id, attempts, tokens, strings.meta.cost(costUsd)), path);
+      else controls.say(text.notTheSame, path);
+    } catch {
+      controls.say(text.notTold);
+    }
   }
 
   private onKey(event: KeyboardEvent): void {

@@ -3,6 +3,7 @@
 import { ask } from "./backend.ts";
 import { DeviceDialog } from "./devices.ts";
 import { h, type IconName, icon, setText } from "./dom.ts";
+import { preferences } from "./settings.ts";
 import { strings } from "./strings.ts";
 
 const text = strings.controls;
@@ -75,9 +76,14 @@ export class Controls {
     if (hint) setText(hint, broken ? text.mendPrimaryHint : text.breakPrimaryHint);
   }
 
-  /** Say how something went. */
-  say(what: string): void {
-    setText(this.status, what);
+  /** Say how something went; `proof`: a path of the server that shows it. */
+  say(what: string, proof?: string): void {
+    // A link carries no token: where one is needed there is none.
+    const link = proof !== undefined && !preferences.token;
+    this.status.replaceChildren(
+      what,
+      ...(link ? [" ", h("a", { href: proof, target: "_blank", rel: "noopener", testid: "proof" }, text.proof)] : []),
+    );
   }
 
   private togglePrimary(): void {

@@ -327,10 +327,11 @@ export const strings = {
     notConnected: "Not connected just now.",
     refused: "The server did not do it.",
     sending: "Sent over two connections …",
-    sentTwice: (same: boolean, attached: boolean, attempts: number, tokens: number, cost: string) =>
-      same && attached
-        ? `Sent twice, answered once: the second was attached to the first. ${attempts === 1 ? "One attempt" : `${attempts} attempts`}, ${tokens} tokens, one bill of ${cost}.`
-        : "The two did not come to the same.",
+    sentTwice: (id: string, attempts: string[], tokens: number, cost: string) =>
+      `Sent twice, answered once: the server attached the second to the first, and has one message under the id of both, …${id.slice(-8)}. It called ${attempts.length === 1 ? "a model once" : `models ${attempts.length} times`} (${attempts.join(", ")}): ${tokens} tokens, one bill of ${cost}.`,
+    notTheSame: "What the two got and what the server has are not the same.",
+    notTold: "The server does not tell what it has of the two.",
+    proof: "What the server has",
   },
 
   operator: {

@@ -1,43 +1,53 @@
-/** The same question, with the same id, over two connections: one answer, one bill. */
+/** The same question, with the same id, over two connections: one answer, one bill, as the server itself tells it. */
 
-import { Client, type ClientOptions, type Message, type SendRequest } from "../client/index.ts";
+import { Client, type ClientOptions, type SendRequest, type Usage } from "../client/index.ts";
+import { ask } from "./backend.ts";
 
-export interface Twice {
-  /** Whether both were told the same text, which the server's hash confirmed for each. */
-  same: boolean;
-  /** Whether one of them was attached to what the other had begun. */
-  attached: boolean;
-  attempts: number;
-  tokens: number;
-  costUsd: number | undefined;
+/** What `GET /v1/messages/{id}` says, as far as it is of use here. */
+interface Kept {
+  id: string;
+  state: string;
+  text: string;
+  usage?: Usage;
+  cost_usd?: number;
+  attempts: { target: string; outcome: string }[];
 }
 
-/** Send `first`'s request once more, over a connection of its own, and wait for both. */
-export function sendTwice(first: Message, request: SendRequest, options: ClientOptions): Promise<Twice> {
+export interface Twice {
+  id: string;
+  /** Where the server shows the message. */
+  path: string;
+  /** The server said on one of the connections: known already, attached. */
+  attached: boolean;
+  /** Both connections and the message that the server keeps agree on how it ended, on its text and on its tokens. */
+  same: boolean;
+  /** Every call to a model that the server made for it, as `target: outcome`. */
+  attempts: string[];
+  tokens: number;
+  costUsd: number;
+}
+
+/** Send what `client` has just sent over another connection too, wait for both, and ask the server. Throws `Refused`. */
+export async function sendTwice(client: Client, request: SendRequest, options: ClientOptions): Promise<Twice> {
   const other = new Client(options);
   let attached = false;
-  return new Promise((resolve) => {
-    const look = (): void => {
-      const second = other.session.messages.get(request.id);
-      if (!second?.ended || !first.ended) {
-        setTimeout(look, 100);
-        return;
-      }
-      other.close();
-      const end = second.end?.type === "done" ? second.end : undefined;
-      resolve({
-        same: first.text === second.text && first.state === second.state,
-        attached,
-        attempts: end?.attempts ?? second.attempt,
-        tokens: second.usage?.total_tokens ?? 0,
-        costUsd: end?.cost_usd ?? undefined,
-      });
-    };
-    other.on((event) => {
-      if (event.type === "accepted" && event.replay) attached = true;
-    });
-    other.start();
-    other.send(request);
-    look();
+  other.on((event) => {
+    if (event.type === "accepted" && event.replay) attached = true;
   });
+  other.start();
+  const answers = [client.attach(request.id), other.ask(request)];
+  await Promise.allSettled(answers.map((answer) => answer.done()));
+  other.close();
+  const path = `/v1/messages/${encodeURIComponent(request.id)}`;
+  const kept = await ask<Kept>(path);
+  const same = answers.every(
+    ({ message: { state, text, usage } }) =>
+      state === kept.state && text === kept.text && usage?.total_tokens === kept.usage?.total_tokens,
+  );
+  return {
+    ...{ id: kept.id, path, attached, same },
+    attempts: kept.attempts.map(({ target, outcome }) => `${target}: ${outcome}`),
+    tokens: kept.usage?.total_tokens ?? 0,
+    costUsd: kept.cost_usd ?? 0,
+  };
 }
