@@ -69,7 +69,6 @@ def test_offline_is_said_and_what_is_asked_then_is_answered_later(chat: Chat) ->
     chat.ask(LONG)
     chat.expect_text(0)
     chat.page.context.set_offline(True)
-    chat.page.get_by_test_id("cut").click()
     banner = chat.page.get_by_test_id("banner")
     expect(banner).to_contain_text("You’re offline. Your answer goes on at the server.")
     expect(chat.answer(0).get_by_test_id("state")).to_have_text("Goes on unseen")

@@ -193,6 +193,78 @@ describe("waking up", () => {
   });
 });
 
+describe("without a network", () => {
+  const fail = (): void => last().onclose?.({ code: 1006, reason: "" });
+
+  test("the connection is given up at once, and tried again as soon as there is one", () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    subject.send(question);
+    page.fire("offline");
+    expect(sockets[0]?.closed).toBe(true);
+    expect(subject.status.phase).toBe("connecting");
+    fail();
+    expect(subject.status.phase).toBe("waiting");
+    page.fire("online");
+    expect(sockets).toHaveLength(3);
+    last().welcome([{ id: "m", state: "streaming", seq: 0 }]);
+    expect(subject.status.phase).toBe("open");
+  });
+
+  test("tries are rare, and count for no backoff", () => {
+    const subject = client();
+    subject.start();
+    last().welcome();
+    page.fire("offline");
+    fail();
+    for (let tries = 2; tries < 12; tries++) {
+      clock.advance(29_999);
+      expect(sockets).toHaveLength(tries);
+      clock.advance(1);
+      fail();
+    }
+    page.fire("online");
+    expect(sockets).toHaveLength(13);
+    fail();
+    expect(subject.status.retryAt).toBe(clock.now() + 125); // half of the first wait
+  });
+
+  test("a try that hangs is not waited for once there is one", () => {
+    client().start();
+    page.fire("offline");
+    const hanging = last();
+    page.fire("online");
+    expect(hanging.closed).toBe(true);
+    expect(sockets).toHaveLength(3);
+  });
+
+  test("a server that is reached all the same is used as ever", () => {
+    const subject = client();
+    subject.start();
+    page.fire("offline");
+    last().welcome();
+    expect(subject.status.phase).toBe("open");
+    page.fire("online");
+    last().pong();
+    clock.advance(3_000);
+    expect(sockets).toHaveLength(2);
+    expect(subject.status.phase).toBe("open");
+  });
+
+  test("a client that was closed, or refused, stays away", () => {
+    const subject = client();
+    subject.start();
+    last().onclose?.({ code: 4401, reason: "" });
+    page.fire("offline");
+    page.fire("online");
+    expect(subject.status.phase).toBe("stopped");
+    subject.close();
+    page.fire("offline");
+    expect(sockets).toHaveLength(1);
+  });
+});
+
 describe("a reload", () => {
   test("in mid-answer goes on from the stored cursor", () => {
     const before = client();

@@ -6,7 +6,7 @@
  */
 
 import { Answer } from "./answer.ts";
-import { backoffMs, mayReconnect } from "./backoff.ts";
+import { backoffMs, LONGEST_WAIT_MS, mayReconnect } from "./backoff.ts";
 import { type Codec, jsonCodec } from "./codec.ts";
 import { newId } from "./ids.ts";
 import type { Message } from "./message.ts";
@@ -94,6 +94,8 @@ export class Client {
   private socket: WebSocketLike | undefined;
   private codec: Codec;
   private failures = 0;
+  /** The platform says that there is no network. It may be wrong, and a server on this machine needs none. */
+  private offline = false;
   /** Number of the connection; what belongs to an earlier one is not heard. */
   private attempt = 0;
   private openedAt = 0;
@@ -122,7 +124,8 @@ export class Client {
   start(): void {
     if (this.status.phase !== "closed") return;
     this.started = true;
-    this.window?.addEventListener("online", this.wake);
+    this.window?.addEventListener("online", this.online);
+    this.window?.addEventListener("offline", this.lostNetwork);
     this.window?.addEventListener("pageshow", this.wake);
     this.window?.addEventListener("pagehide", this.saveNow);
     this.document?.addEventListener("visibilitychange", this.visibility);
@@ -132,11 +135,13 @@ export class Client {
   /** Disconnect for good. Open messages go on at the server and stay in storage. */
   close(): void {
     this.saveNow();
-    this.window?.removeEventListener("online", this.wake);
+    this.window?.removeEventListener("online", this.online);
+    this.window?.removeEventListener("offline", this.lostNetwork);
     this.window?.removeEventListener("pageshow", this.wake);
     this.window?.removeEventListener("pagehide", this.saveNow);
     this.document?.removeEventListener("visibilitychange", this.visibility);
     this.drop();
+    this.offline = false;
     this.update({ phase: "closed", retryAt: undefined });
   }
 
@@ -270,6 +275,18 @@ export class Client {
   // --- the connection ------------------------------------------------------------------------------------------------
 
   private readonly wake = (): void => this.check();
+  /** What was begun without a network may hang: begin anew. */
+  private readonly online = (): void => {
+    const anew = this.offline && this.status.phase === "connecting";
+    this.offline = false;
+    if (anew) this.connect();
+    else this.check();
+  };
+  /** Don't wait for heartbeats to fail: where there really is no network, the one try that follows fails at once. */
+  private readonly lostNetwork = (): void => {
+    this.offline = true;
+    if (this.status.phase !== "stopped") this.connect();
+  };
   private readonly visibility = (): void => {
     if (this.document?.visibilityState === "visible") this.check();
     else this.saveNow();
@@ -345,7 +362,7 @@ export class Client {
   private onLost(code: number): void {
     const stable = this.status.phase === "open" && this.clock.now() - this.openedAt >= STABLE_AFTER_MS;
     this.drop();
-    this.failures = stable ? 1 : this.failures + 1;
+    if (!this.offline) this.failures = stable ? 1 : this.failures + 1;
     if (code === UNAUTHENTICATED && this.tokenSource && !this.tokenRefused) {
       this.tokenRefused = true; // It expired on the way; a fresh one is tried once.
       this.connect();
@@ -355,7 +372,7 @@ export class Client {
       this.update({ phase: "stopped", closeCode: code, retryAt: undefined });
       return;
     }
-    this.waitFor(backoffMs(this.failures, (this.options.random ?? Math.random)()));
+    this.waitFor(this.offline ? LONGEST_WAIT_MS : backoffMs(this.failures, (this.options.random ?? Math.random)()));
   }
 
   private waitFor(milliseconds: number): void {
