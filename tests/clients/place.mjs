@@ -9,6 +9,9 @@ let turn = 0;
 /** Each connection goes to the next node, as behind a load balancer. */
 export const connect = (_url, subprotocol) => new WebSocket(nodes[turn++ % nodes.length], subprotocol);
 
+/** The number of the node that the newest connection goes to. */
+export const node = () => (turn - 1) % nodes.length;
+
 export function client(options = {}) {
 	return new Client({ url: nodes[0], connect, ...(process.argv[3] === "msgpack" && { codec: msgpackCodec }), ...options });
 }

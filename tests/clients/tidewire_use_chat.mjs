@@ -7,7 +7,7 @@ Object.defineProperty(globalThis, "navigator", { value: window.navigator, config
 const { lastAssistantMessageIsCompleteWithToolCalls } = await import("ai");
 const { TidewireChatTransport, visibleParts } = await import("../../web-demo/dist/ai-sdk.js");
 const { chatPage } = await import("./chat_page.mjs");
-const { client, Storage, say } = await import("./place.mjs");
+const { client, node, Storage, say } = await import("./place.mjs");
 
 /** A page with one chat. Only `storage` and the kept messages outlive it. */
 function page({ storage = new Storage(), request, ...options } = {}) {
@@ -24,6 +24,7 @@ function page({ storage = new Storage(), request, ...options } = {}) {
 }
 
 const answer = (chat) => chat.messages.findLast((message) => message.role === "assistant");
+const everyTextOf = (message) => message.parts.map((part) => (part.type === "text" ? part.text : "")).join("");
 const textOf = (message) =>
 	(message ? visibleParts(message) : []).map((part) => (part.type === "text" ? part.text : "")).join("");
 const reasoningOf = (message) =>
@@ -57,6 +58,19 @@ report.regenerate = {
 	count: whole.found.chat.messages.length,
 };
 whole.unload();
+
+// With tools the node that takes over starts over: who renders all parts is told, `visibleParts` has the answer alone.
+const tools = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
+const restarted = page({ request: { tools } });
+await restarted.until(() => true);
+asked = restarted.found.chat.sendMessage({ text: "script tokens=200 rate=60\nchat-restart" });
+await restarted.until((chat) => textOf(answer(chat)).length > 100);
+const lost = node();
+say({ kill: lost });
+await asked;
+report.restart = { text: textOf(answer(restarted.found.chat)), every: everyTextOf(answer(restarted.found.chat)) };
+say({ restart: lost });
+restarted.unload();
 
 // Stop keeps what stands, and the server stops.
 const stopped = page();
@@ -112,7 +126,6 @@ report.resumedStop = { id: stoppedId, state: sixth.connection.session.messages.g
 sixth.unload();
 
 // A tool of the browser: called, answered, and the model goes on in the same message.
-const tools = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
 const calling = page({ request: { tools }, sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithToolCalls });
 await calling.until(() => true);
 void calling.found.chat.sendMessage({ text: "script tokens=5 tool=weather times=1\nchat-tool" });

@@ -91,6 +91,11 @@ async def test_use_chat_of_the_ai_sdk(valkey_url: str) -> None:
             "connections": 2,
         }
         assert report["regenerate"] == {"sameText": True, "otherMessage": True, "count": 2}
+        restart = expected_text(ask("tokens=200 rate=60", "chat-restart"), MODEL)
+        withdrawn, notice, text = report["restart"]["every"].partition("\n\n[The answer starts over.]\n\n")
+        assert (report["restart"]["text"], text, bool(notice)) == (restart, restart, True)
+        assert len(withdrawn) > 100
+        assert restart.startswith(withdrawn)
         stop = ask("tokens=4000 rate=50", "chat-stop")
         assert expected_text(stop, MODEL).startswith(report["stop"]["text"])
         assert report["stop"]["status"] == "ready"

@@ -175,7 +175,7 @@ test("an attempt that starts over marks what was told, also a tool's input, and 
     ...["start", "start-step", "text-start", "text-delta", "text-end", "tool-input-start"],
   ]);
   expect(after.map((chunk) => chunk.type)).toEqual([
-    ...["tool-input-delta", "tool-input-error", "text-start", "text-end", "finish-step"],
+    ...["tool-input-delta", "tool-input-error", "text-start", "text-delta", "text-end", "finish-step"],
     ...["start-step", "text-start", "text-delta", "text-end", "finish-step", "finish"],
   ]);
 });

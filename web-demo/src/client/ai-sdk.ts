@@ -3,7 +3,8 @@
  *
  * A message of Tidewire becomes a stream of the SDK's chunks. Losses of the connection, of the server's node or of the
  * page are mended below that stream, so the SDK never sees them. What it can't express is text that is taken back, when
- * another model starts over in mid-answer: that step is marked, and `visibleParts` leaves it out.
+ * another model starts over in mid-answer: that step ends with a mark, which says so in words to who renders all parts,
+ * and `visibleParts` leaves both out.
  */
 
 import type { ChatTransport, FinishReason, UIMessage, UIMessageChunk } from "ai";
@@ -34,6 +35,8 @@ export interface TransportOptions {
   toMessages?: (messages: UIMessage[]) => ChatMessage[];
   /** What is put into the finished message's `metadata`, for instance usage and cost. */
   messageMetadata?: (message: Message) => unknown;
+  /** What stands between a text that was taken back and the one that replaces it; only `visibleParts` shows neither. */
+  restartText?: string;
 }
 
 /** What a transport is made of: a client, which may serve other parts of the page too, or what to make one of. */
@@ -42,6 +45,7 @@ export type TidewireChatTransportOptions = TransportOptions & ({ client: Client 
 /** The field of a request's `metadata` that names its chat, so that a reload finds the open message of a chat. */
 const CHAT = "chat";
 const WITHDRAWN = "withdrawn: another attempt starts over";
+const RESTART_TEXT = "\n\n[The answer starts over.]\n\n";
 
 const FINISH_REASONS: Record<string, FinishReason> = {
   stop: "stop",
@@ -161,7 +165,7 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
   }
 
   private streamOf(answer: Answer, messageId: string | undefined): ReadableStream<UIMessageChunk> {
-    const chunks = new Chunks(answer, messageId, this.options.messageMetadata).read();
+    const chunks = new Chunks(answer, messageId, this.options).read();
     return new ReadableStream<UIMessageChunk>(
       {
         // Chunks are made when they are read: nothing piles up, and an error never overtakes what came before it.
@@ -192,7 +196,7 @@ function tabStorage(): Pick<ClientOptions, "storage"> {
 class Chunks {
   private readonly answer: Answer;
   private readonly messageId: string | undefined;
-  private readonly metadata: TransportOptions["messageMetadata"];
+  private readonly options: TransportOptions;
   private generation: number;
   private parts = 0;
   private open: { kind: "text" | "reasoning"; id: string } | undefined;
@@ -200,10 +204,10 @@ class Chunks {
   /** What was told of each call. */
   private readonly calls = new Map<string, { name: string; characters: number }>();
 
-  constructor(answer: Answer, messageId: string | undefined, metadata: TransportOptions["messageMetadata"]) {
+  constructor(answer: Answer, messageId: string | undefined, options: TransportOptions) {
     this.answer = answer;
     this.messageId = messageId;
-    this.metadata = metadata;
+    this.options = options;
     this.generation = answer.message.generation;
   }
 
@@ -277,6 +281,7 @@ class Chunks {
     }
     const mark = { id: `text-${++this.parts}`, providerMetadata: { tidewire: { withdrawn: true } } };
     yield { type: "text-start", ...mark };
+    yield { type: "text-delta", ...mark, delta: this.options.restartText ?? RESTART_TEXT };
     yield { type: "text-end", ...mark };
     yield { type: "finish-step" };
     yield { type: "start-step" };
@@ -294,7 +299,7 @@ class Chunks {
     for (const call of message.toolCalls) yield* available(call);
     yield { type: "finish-step" };
     const reason = message.end?.type === "done" ? message.end.finish_reason : "";
-    const messageMetadata = this.metadata?.(message);
+    const messageMetadata = this.options.messageMetadata?.(message);
     yield {
       type: "finish",
       finishReason: FINISH_REASONS[reason] ?? "other",
