@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Route, expect, sync_playwright
 
 from tests.e2e import page_servers
 from tests.e2e.page_chat import ANSWER_MS, Chat, launch
-from tests.processes import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-AXE = ROOT / "web-demo" / "node_modules" / "axe-core" / "axe.min.js"
 STORY = "Write a short story about a lighthouse keeper who talks to ships."
 PARAGRAPH = "Explain in a long paragraph how a telegraph worked."
 """Long enough to be broken in the middle, half as long as the story."""
@@ -126,28 +123,6 @@ def test_that_two_were_answered_once_is_said_only_if_the_server_says_so(chat: Ch
         chat.page.get_by_test_id("composer").fill("Name one sea.")
         chat.page.get_by_test_id("twice").click()
         expect(status).to_contain_text(told, timeout=ANSWER_MS)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation(browser: Browser, demo_url: str, scheme: Literal["light", "dark"]) -> None:
-    with browser.new_context(viewport=WIDE, color_scheme=scheme) as context:
-        chat = Chat(context.new_page(), demo_url)
-        chat.open()
-        expect(chat.page.get_by_test_id("light-primary")).to_be_visible()
-        assert violations(chat.page) == []
-        chat.ask("Name one lake.")
-        chat.expect_whole(0)
-        assert violations(chat.page) == []
-        chat.page.goto(f"{demo_url}/operator/")
-        expect(chat.page.get_by_test_id("node").first).to_be_visible()
-        assert violations(chat.page) == []
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core objects to: rule and element."""
-    page.evaluate(AXE.read_text("utf-8"))
-    found = page.evaluate("async () => (await axe.run()).violations")
-    return [f"{rule['id']}: {node['html'][:120]}" for rule in found for node in rule["nodes"]]
 
 
 def test_this_machine_s_second_window_gets_a_plain_link(chat: Chat) -> None:

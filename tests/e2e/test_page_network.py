@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,12 +11,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute, e
 
 from tests.e2e import page_servers
 from tests.e2e.page_chat import SOCKET, Chat, launch
-from tests.processes import ROOT
 from tests.upstreams.script import expected_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-AXE = ROOT / "web-demo" / "node_modules" / "axe-core" / "axe.min.js"
 LONG = "script tokens=300 rate=75 seed=a"
 """Four seconds of text: time enough to interrupt it."""
 SHORT = "script tokens=20 seed=c"
@@ -55,13 +52,6 @@ def chat(context: BrowserContext, server_url: str) -> Iterator[Chat]:
 def said(question: str) -> str:
     """What the scripted model answers."""
     return expected_text([{"role": "user", "content": question}], "scripted")
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core objects to: rule and element."""
-    page.evaluate(AXE.read_text("utf-8"))
-    found = page.evaluate("async () => (await axe.run()).violations")
-    return [f"{rule['id']}: {node['html'][:120]}" for rule in found for node in rule["nodes"]]
 
 
 def test_offline_is_said_and_what_is_asked_then_is_answered_later(chat: Chat) -> None:
@@ -191,24 +181,6 @@ def tab_to(page: Page, testid: str, within: str = "") -> None:
     else:
         pytest.fail(f"{testid} is not reached by Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation_on_a_phone(browser: Browser, server_url: str, scheme: Literal["light", "dark"]) -> None:
-    with browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True, color_scheme=scheme) as context:
-        chat = Chat(context.new_page(), server_url)
-        chat.open()
-        assert violations(chat.page) == []
-        chat.ask(LONG)
-        chat.expect_text(0)
-        chat.ask(SHORT)
-        expect(chat.answer(1).get_by_test_id("state")).to_have_text(re.compile("Queued"))
-        assert violations(chat.page) == []
-        chat.page.get_by_test_id("menu").click()
-        expect(chat.page.get_by_test_id("new-chat")).to_be_in_viewport()
-        assert violations(chat.page) == []
-        chat.page.keyboard.press("Escape")
-        chat.expect_no_sideways_scroll()
 
 
 def test_a_device_comes_in_by_its_link_once_and_nobody_without_one(browser: Browser) -> None:
