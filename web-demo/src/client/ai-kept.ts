@@ -21,6 +21,7 @@ export interface Wish {
   messages: UIMessage[];
 }
 
+/** One chat of the SDK that the server keeps as a conversation. */
 export class KeptChat {
   private readonly conversations: Conversations;
   private readonly id: string;

@@ -23,6 +23,7 @@ export { chatMessages, uiMessages, visibleParts } from "./ai-messages.ts";
 /** What a request may carry beside its messages. */
 export type RequestFields = Omit<SendRequest, "id" | "messages">;
 
+/** What a transport may be told beside where its server is. */
 export interface TransportOptions {
   /**
    * The server keeps the chats: only what is new is sent, every device of the user sees them, and `loadMessages` brings
@@ -54,9 +55,11 @@ const FINISH_REASONS: Record<string, FinishReason> = {
   content_filter: "content-filter",
 };
 
+/** The transport for `useChat` and `Chat`, of any number of chats. It starts its client with the first request. */
 export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> implements ChatTransport<UI_MESSAGE> {
   /** A resumed stream tells the whole answer from its beginning, so nothing that is shown already is doubled. */
   readonly resumeStreamIsReplay = true;
+  /** The client under it: its status, its events, `setToken`, `close`. */
   readonly client: Client;
   private readonly options: TransportOptions;
   private readonly kept = new Map<string, KeptChat>();
@@ -81,6 +84,11 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
     return kept.messages<UI_MESSAGE>();
   }
 
+  /**
+   * Called by the SDK to ask; the stream follows the answer until its end, over any number of connections. It fails
+   * with a `MessageError` if the answer does. Rejects with a `TidewireError` if the place of the question in a kept
+   * chat can't be found.
+   */
   async sendMessages(
     options: Parameters<ChatTransport<UI_MESSAGE>["sendMessages"]>[0],
   ): Promise<ReadableStream<UIMessageChunk>> {
@@ -110,6 +118,10 @@ export class TidewireChatTransport<UI_MESSAGE extends UIMessage = UIMessage> imp
     return this.streamOf(answer, goesOn ? undefined : answer.id);
   }
 
+  /**
+   * Called by the SDK with `resume`: the running answer of a chat from its beginning, or null if none runs. Rejects
+   * with a `TidewireError` if a kept chat can't be read.
+   */
   async reconnectToStream(
     options: Parameters<ChatTransport<UI_MESSAGE>["reconnectToStream"]>[0],
   ): Promise<ReadableStream<UIMessageChunk> | null> {

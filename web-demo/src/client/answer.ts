@@ -7,7 +7,9 @@ import type { ErrorBody } from "./types.ts";
 
 /** What came since the piece before: everything that arrived while the reader was busy, in one. */
 export interface Piece {
+  /** New text; append it, unless `replaces`. */
   text: string;
+  /** New reasoning, likewise. */
   reasoning: string;
   /** Forget what was shown: an attempt started over or a snapshot came, and this is all that stands. */
   replaces: boolean;
@@ -33,6 +35,7 @@ export class Answer implements AsyncIterable<Piece> {
     this.message = message;
   }
 
+  /** The id of the message. */
   get id(): string {
     return this.message.id;
   }

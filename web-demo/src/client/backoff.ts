@@ -1,6 +1,8 @@
 /** How long to wait before the next try to connect: exponential, with full jitter. */
 
+/** The longest that the first try after a loss waits, in milliseconds. */
 export const FIRST_WAIT_MS = 250;
+/** The longest that any try waits, in milliseconds. */
 export const LONGEST_WAIT_MS = 30_000;
 
 /**

@@ -2,8 +2,11 @@
 
 import type { ClientFrame, ServerFrame, Subprotocol } from "./types.ts";
 
+/** A form that frames travel in. */
 export interface Codec {
+  /** What is offered in the handshake. */
   readonly subprotocol: Subprotocol;
+  /** One WebSocket message with these frames, of which there is at least one. */
   encode(frames: ClientFrame[]): string | Uint8Array<ArrayBuffer>;
   /** The frames of one WebSocket message. Throws on what is not this codec. */
   decode(data: string | ArrayBuffer): ServerFrame[];
@@ -14,10 +17,12 @@ export function envelope<T>(frames: T[]): T | T[] {
   return frames.length === 1 ? (frames[0] as T) : frames;
 }
 
+/** The other way around; what is in the frames is not checked. */
 export function framesOf(value: unknown): ServerFrame[] {
   return (Array.isArray(value) ? value : [value]) as ServerFrame[];
 }
 
+/** Frames as JSON, in text messages. Throws `TypeError` or `SyntaxError` on anything else. */
 export const jsonCodec: Codec = {
   subprotocol: "tidewire.v1.json",
   encode: (frames) => JSON.stringify(envelope(frames)),

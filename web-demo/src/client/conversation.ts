@@ -10,20 +10,26 @@ import type { ConversationFrame, HistoryPage, MessageNotice, Send } from "./type
 
 /** A question, an answer, a tool's result or an instruction. An answer's id is that of its message. */
 export interface Entry {
+  /** Its own, unique within the conversation. */
   id: string;
   /** The entry above it; null for the first. */
   parent?: string | null;
+  /** `user`, `assistant`, `tool`, `system`, `developer`. */
   role: string;
   /** Of an answer: `running`, `done`, `failed`, `cancelled`, `interrupted`. */
   state?: string | null;
+  /** The text, or parts as in chat completions; one of more than 32 KB is a `ref` (`Conversations.part`). */
   content?: string | Record<string, unknown>[] | null;
+  /** The tools that an answer calls, as in chat completions. */
   tool_calls?: Record<string, unknown>[];
   /** All entries below the same parent, itself included, oldest first, if there are several: the branches. */
   siblings?: string[];
+  /** It stays in every model's context. */
   pinned?: boolean;
   [field: string]: unknown;
 }
 
+/** How a conversation is opened. */
 export interface ConversationOptions {
   /** How many entries are loaded at first; 50 unless given, at most 200. */
   limit?: number;
@@ -42,12 +48,15 @@ interface Keeper {
 
 /** Made by `Conversations.open`. Read freely; a listener given to `on` is told of every change. */
 export class Conversation {
+  /** The conversation's id. */
   readonly id: string;
   /** `loading` until the first page is here; `failed`: see `error`; `closed` by us. */
   state: "loading" | "ready" | "deleted" | "failed" | "closed" = "loading";
+  /** Why it `failed`: a `TidewireError`. */
   error: unknown;
   /** The loaded entries of the chosen branch, oldest first. An answer that runs: see `message`. */
   entries: Entry[] = [];
+  /** Null until it has one. */
   title: string | null = null;
   /** The message that is being answered. */
   current: string | null = null;

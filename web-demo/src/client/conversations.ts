@@ -19,6 +19,7 @@ export interface Overview {
   conversation: string;
   /** The number of the last event of its log. */
   seq: number;
+  /** Null until it has one. */
   title: string | null;
   /** The last entry of the chosen branch. */
   tip: string | null;
@@ -26,24 +27,29 @@ export interface Overview {
   current: string | null;
   /** The messages that wait for their turn, in order. */
   queue: string[];
-  /** How many entries it has, on all branches, and how large they are. */
+  /** How many entries it has, on all branches. */
   entries: number;
+  /** Of their contents, on all branches. */
   bytes: number;
   /** Seconds since 1970. */
   created: number;
+  /** Likewise; when anything last happened in it. */
   updated: number;
 }
 
 /** Conversations, the one that changed last first; `next` is the `before` of the page that follows. */
 export interface Listing {
   conversations: Overview[];
+  /** Where the next page begins: give it as `before`. Undefined: this was the last. */
   next?: number;
 }
 
 /** A message that waits for its turn, with what was asked. */
 export interface Waiting {
   id: string;
+  /** Its place, from 1. */
   queue_position: number;
+  /** What `input` of its request was. */
   input: unknown;
 }
 
@@ -67,6 +73,7 @@ interface Asked {
  * refuses, and waits for a connection if there is none.
  */
 export class Conversations {
+  /** What it asks through. */
   readonly client: Client;
   /** Conversation → what is asked of it, the first of which is under way; `""`: of none. */
   private readonly lanes = new Map<string, Asked[]>();
@@ -94,10 +101,12 @@ export class Conversations {
     return { conversations: conversations as Overview[], ...(next != null && { next: next as number }) };
   }
 
+  /** What the server tells of one. Rejects with `conversation_unknown` if there is none of this id. */
   async get(id: string): Promise<Overview> {
     return shown(await this.operate({ op: "get", conversation: id }));
   }
 
+  /** Give it another title, on all devices. */
   async rename(id: string, title: string): Promise<void> {
     await this.operate({ op: "rename", conversation: id, title });
   }
@@ -123,6 +132,7 @@ export class Conversations {
     await this.operate({ op: "pin", conversation: id, entry });
   }
 
+  /** Undo `pin`. */
   async unpin(id: string, entry: string): Promise<void> {
     await this.operate({ op: "unpin", conversation: id, entry });
   }

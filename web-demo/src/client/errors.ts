@@ -14,13 +14,16 @@ export type ClientErrorCode =
   | "text_unverified"
   | "token_unavailable";
 
+/** The base of all errors of this package. */
 export class TidewireError extends Error {
   override name = "TidewireError";
+  /** An `ErrorCode` or a `ClientErrorCode`; a later server may have more. */
   readonly code: string;
   /** Whether asking again may help. */
   readonly retryable: boolean;
   /** When, in milliseconds, if the server said so. */
   readonly retryAfterMs: number | undefined;
+  /** What the code's row in the protocol's table promises, if anything. */
   readonly details: Record<string, unknown> | undefined;
 
   constructor(error: Pick<ErrorBody, "code" | "message"> & Partial<ErrorBody>) {
@@ -35,6 +38,7 @@ export class TidewireError extends Error {
 /** The server closed with a code that reconnecting would not mend; a new token may. */
 export class ConnectionFailed extends TidewireError {
   override name = "ConnectionFailed";
+  /** The code of the WebSocket's close frame, if one came. */
   readonly closeCode: number | undefined;
 
   constructor(closeCode: number | undefined, error?: ErrorBody) {
@@ -51,6 +55,7 @@ export class ClientClosed extends TidewireError {
 /** A message did not come to a good end. `tidewireMessage` holds what stands of it. */
 export class MessageError extends TidewireError {
   override name = "MessageError";
+  /** The message, with what stands of it. */
   readonly tidewireMessage: Message;
 
   constructor(message: Message) {

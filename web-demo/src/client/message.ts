@@ -31,6 +31,7 @@ export type MessageState =
   | "lost"
   | "broken";
 
+/** What moves a message from one state to another. */
 export type Trigger =
   | "accept"
   | "data"
@@ -87,23 +88,29 @@ export interface SavedMessage {
 
 /** One message as the client has it. Read freely; only `Session` writes. */
 export class Message {
+  /** Chosen by the client that asked; no two messages of a user share one. */
   readonly id: string;
   /** What was asked, so that it can be asked again under the same id; undefined if another client asked. */
   readonly request: SendRequest | undefined;
+  /** Where it stands in the table of states. */
   state: MessageState;
   /** As the server last told it: `queued`, `streaming`, … ; empty before it did. */
   serverState = "";
+  /** Its place among what waits, from 1; undefined if it does not wait. */
   queuePosition: number | undefined;
   /** `seq` of the last event applied; 0 = none. With the id, all that a resume needs. */
   cursor = 0;
   /** The visible text that stands. */
   text = "";
+  /** The reasoning that stands, of models that tell it. */
   reasoning = "";
+  /** The tool calls that stand, merged, by `index`; their arguments may still grow. */
   toolCalls: ToolCall[] = [];
   /** Number of the attempt whose output this is; 0 = none yet. */
   attempt = 0;
   /** Those attempts that were seen. */
   attempts: Attempt[] = [];
+  /** Tokens, once it has ended. */
   usage: Usage | undefined;
   /** Why it failed, was refused or lost. */
   error: ErrorBody | undefined;
@@ -172,6 +179,7 @@ export class Message {
     return bytes.length === textBytes && sha256(bytes) === textSha256;
   }
 
+  /** All output was withdrawn. */
   dropOutput(): void {
     this.generation++;
     this.text = "";
@@ -179,6 +187,7 @@ export class Message {
     this.toolCalls = [];
   }
 
+  /** More output, behind what stands. */
   add(output: {
     text?: string | null;
     reasoning?: string | null;
@@ -200,6 +209,7 @@ export class Message {
     this.attempt = parts[0]?.attempt ?? this.attempt;
   }
 
+  /** What a later run needs to go on with it. */
   save(): SavedMessage {
     const { id, request, text, reasoning, state } = this;
     // Tool calls are not kept: what has some is told whole again.
@@ -213,6 +223,7 @@ export class Message {
     };
   }
 
+  /** What an earlier run saved, as it stood then. */
   static restore(saved: SavedMessage): Message {
     const message = new Message(saved.id, saved.request, saved.acknowledged ? "following" : "sending");
     message.cursor = saved.cursor;

@@ -6,6 +6,7 @@ import { envelope, framesOf } from "./codec.ts";
 
 const encoder = new Encoder({ ignoreUndefined: true });
 
+/** Frames as msgpack, in binary messages. Throws `Error` of some kind on anything else. */
 export const msgpackCodec: Codec = {
   subprotocol: "tidewire.v1.msgpack",
   encode: (frames) => encoder.encode(envelope(frames)),

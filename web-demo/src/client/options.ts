@@ -19,7 +19,9 @@ export interface WebSocketLike {
 
 /** What is needed to keep time. */
 export interface Clock {
+  /** Milliseconds, from any beginning. */
   now(): number;
+  /** As the platform's own, in milliseconds. */
   setTimeout(callback: () => void, milliseconds: number): unknown;
   clearTimeout(timer: never): void;
 }
@@ -37,9 +39,11 @@ export type Connect = (url: string, subprotocol: string) => WebSocketLike;
 
 /** What `new Client` takes; only `url` has to be given. */
 export interface ClientOptions {
+  /** Of the server's socket: `wss://chat.example.com/v1/ws`. */
   url: string;
   /** A JWT, an API key, or a function that gets one. */
   token?: string | TokenSource;
+  /** `jsonCodec` unless given. */
   codec?: Codec;
   /** Where the open messages are kept over a reload: `sessionStorage`, or the like. */
   storage?: KeyValue;
@@ -54,6 +58,7 @@ export interface ClientOptions {
   connect?: Connect;
   /** Told of every frame once it was applied; for who hands frames on. */
   onFrame?: (frame: ServerFrame) => void;
+  /** For tests; the platform's own unless given. */
   clock?: Clock;
   /** In [0, 1): spreads the reconnects. */
   random?: () => number;
@@ -62,6 +67,7 @@ export interface ClientOptions {
   document?: PageState | null;
 }
 
+/** `document`, as far as it tells whether the page is looked at. */
 export type PageState = Surroundings & { readonly visibilityState: string };
 
 /** How a message is followed. */
@@ -75,6 +81,7 @@ export type Phase = "connecting" | "open" | "waiting" | "stopped" | "closed";
 
 /** How the connection is. Every change is told as a `status` event. */
 export interface Status {
+  /** What it does now. */
   phase: Phase;
   /** When the next try to connect begins, by the client's clock, in milliseconds. */
   retryAt: number | undefined;
@@ -84,6 +91,7 @@ export interface Status {
   closeCode: number | undefined;
   /** How many connections came to `welcome`. */
   connections: number;
+  /** What the server said of itself and the user, last: `user`, `tier`, `limits`, `node`, … */
   welcome: Welcome | undefined;
 }
 

@@ -27,7 +27,9 @@ import type {
 export { MalformedFrame, type ResyncReason, type SessionEvent } from "./events.ts";
 export type { PageOptions } from "./subscriptions.ts";
 
+/** What `hello` says of this client. */
 export const CLIENT_NAME = "tidewire-web";
+/** Its version there. */
 export const CLIENT_VERSION = "1";
 /** One `hello` resumes at most so many messages; the others follow by frames of their own. */
 const MAX_RESUMES_PER_HELLO = 256;
@@ -36,8 +38,11 @@ const MAX_FORGOTTEN = 1024;
 
 /** What an earlier run kept of a message. */
 export interface Kept {
+  /** The cursor: `seq` of the last event that was applied. */
   after?: number;
+  /** The text that stood there. */
   text?: string;
+  /** The reasoning that stood there. */
   reasoning?: string;
 }
 
@@ -45,6 +50,7 @@ export interface Kept {
 export class Session {
   /** Goes out with the next `hello`. */
   token: string | undefined;
+  /** What `hello` says of the client; change it before the first connection. */
   client = { name: CLIENT_NAME, version: CLIENT_VERSION };
   /** Every message asked for or followed and not yet forgotten, by id. */
   readonly messages = new Map<string, Message>();

@@ -65,8 +65,14 @@ function listenable<T extends Surroundings>(candidate: unknown): T | undefined {
   return typeof (candidate as T | undefined)?.addEventListener === "function" ? (candidate as T) : undefined;
 }
 
+/**
+ * A connection that comes back, and all messages on it. It does nothing before `start`; requests made earlier, or while
+ * it is down, go out later. What happens is told to the listeners of `on`; the failure of a message comes as its
+ * `ended` event, and out of an `Answer` as an exception.
+ */
 export class Client {
   readonly session = new Session();
+  /** How the connection is; replaced, never changed. */
   status: Status = {
     phase: "closed",
     retryAt: undefined,
@@ -120,7 +126,10 @@ export class Client {
     return () => this.listeners.delete(listener);
   }
 
-  /** Connect, and stay connected until `close`. */
+  /**
+   * Connect, and stay connected until `close`.
+   * Throws `TypeError` if the platform has no WebSocket and none was given.
+   */
   start(): void {
     if (this.status.phase !== "closed") return;
     this.started = true;
@@ -147,7 +156,7 @@ export class Client {
 
   // --- requests ------------------------------------------------------------------------------------------------------
 
-  /** Ask for a message; works offline too. */
+  /** Ask for a message; works offline too. Throws `Error` if this client has one of that id. */
   send(request: SendRequest, options: FollowOptions = {}): Message {
     const message = this.session.send(request);
     this.abortWith(options.signal, message);

@@ -13,6 +13,7 @@ const UNANSWERED_PONGS = 3;
 /** How often a message that the server lost is asked for anew before it is given up as `lost`. */
 const MAX_ASKED_ANEW = 3;
 
+/** What the server says about where messages stand: accepted, resumed, refused, unknown. */
 export class Standing {
   private readonly outbox: Outbox;
   private readonly progress: Progress;

@@ -9,6 +9,7 @@ export interface KeyValue {
   removeItem(key: string): void;
 }
 
+/** Where they are kept; without a storage, or with one that is full or blocked, nowhere. */
 export class OpenStore {
   private readonly storage: KeyValue | undefined;
   private readonly key: string;

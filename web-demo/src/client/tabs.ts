@@ -14,6 +14,7 @@ import { sha256 } from "./sha256.ts";
 import { Client, type ClientEvent, type ClientOptions, type Connect, type WebSocketLike } from "./socket.ts";
 import type { ClientFrame, ErrorBody, SendRequest, ServerFrame, Welcome } from "./types.ts";
 
+/** Whose tabs share a connection, and how that one is made. */
 export interface SharedTabsOptions {
   /** Whose connection it is, for instance the user's id: only tabs that give the same one share it. */
   account: string;
@@ -21,6 +22,7 @@ export interface SharedTabsOptions {
   client?: Omit<ClientOptions, "url" | "token" | "storage">;
   /** Those of the browser unless given. */
   locks?: Locks;
+  /** Likewise; makes the channel between tabs that know this name. */
   channel?: (name: string) => Channel;
 }
 
@@ -58,6 +60,10 @@ const MAX_ENDED = 64;
 const JOURNALED: ReadonlySet<string> = new Set("attempt delta done failed cancelled".split(" "));
 const FOLLOWED: ReadonlySet<string> = new Set("accepted attempt delta snapshot done failed cancelled error".split(" "));
 
+/**
+ * For `ClientOptions.connect`: one WebSocket for all tabs of a browser that give the same `url` and `account`. The tabs
+ * speak JSON among themselves: to connect with another codec throws `TypeError`.
+ */
 export function sharedTabs(options: SharedTabsOptions): Connect {
   const locks = options.locks ?? (globalThis.navigator as { locks?: Locks } | undefined)?.locks;
   const channelOf =
