@@ -9,10 +9,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import conversation, interactive
+from tests.bench import conversation, interactive, stop, takeover
 from tests.bench.relay import Relay, relay
 
-NAMES = ("firehose", "paced", "interactive", "conversation")
+NAMES = ("firehose", "paced", "interactive", "conversation", "takeover", "stop")
 FIREHOSE_US = 16.0
 """Most CPU per delivered token in firehose, microseconds."""
 PACED_US = 60.0
@@ -33,6 +33,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(NAMES), help="which of: " + ", ".join(NAMES))
     names = parser.parse_args().names
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
     results = uvloop.run(_run(names))
     table = Table("relay", "µs CPU/token", "at most", "tokens/s", "core", "first token p50/p99 ms")
     for result, limit in results:
@@ -47,10 +49,11 @@ def main() -> int:
     held = all(result.cpu_us_per_token <= limit for result, limit in results)
     if results:
         Console().print(table)
-    if "interactive" in names:
-        table, first = interactive.measure()
-        Console().print(table)
-        held = held and first
+    for name, bench in (("interactive", interactive), ("takeover", takeover), ("stop", stop)):
+        if name in names:
+            table, fine = bench.measure()
+            Console().print(table)
+            held = held and fine
     if "conversation" in names:
         held = conversation.report(uvloop.run(conversation.conversations())) and held
     return 0 if held else 1
