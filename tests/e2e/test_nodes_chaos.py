@@ -8,14 +8,21 @@ from tests.chaos.faults import schedule
 from tests.chaos.run import Plan, run
 
 SECONDS = 12.0
+CLIENTS = 12
+SEED = 22
+"""Of a schedule that drains, cuts, kills, half-closes, freezes Redis, stops and restarts Redis, in this order."""
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(300)  # not slow, though it takes half a minute: nothing else tries everything at once
 async def test_chaos_a_short_run_has_only_zeros() -> None:
-    figures = await run(Plan(SECONDS, seed=4, nodes=3, clients=12, quiet=True))
+    figures = await run(Plan(SECONDS, SEED, nodes=3, clients=CLIENTS, quiet=True))
     print(figures.table())
     assert figures.passed, figures.problems[:10]
-    assert figures.counts["messages"] > 20
+    # a stop may find only one node that serves, where starting one takes long
+    broken = {kind: figures.counts[kind] for kind in ("drain", "cut", "kill", "half_close", "freeze", "restart")}
+    assert all(broken.values()), f"something was not broken: {broken}"
+    assert figures.counts["messages"] >= CLIENTS
+    assert figures.counts["reconnects"] > 0
 
 
 @pytest.mark.slow
