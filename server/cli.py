@@ -135,8 +135,9 @@ def demo(
     """
     _logs()
     from server.demo.run import run as run_demo
+    from server.process import serve
 
-    return run_demo(os.environ, _overrides(None, port), lan=lan)
+    return run_demo(os.environ, _overrides(None, port), serve, lan=lan)
 
 
 def _overrides(host: str | None, port: int | None) -> dict[str, dict[str, Any]]:

@@ -61,18 +61,18 @@ def say(address: str) -> None:
 def serve(
     settings: Settings,
     announce: Callable[[str], None] = say,
-    demo: Callable[[socket.socket], DemoSupervisor] | None = None,
+    demo: Callable[[str], DemoSupervisor] | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `announce` is told the address once requests are served.
 
-    `demo` makes what `tidewire demo` has beside, once the port is known. Raises `CannotStart` or
+    `demo` makes what `tidewire demo` has beside, once the address is known. Raises `CannotStart` or
     `BadRegistry`.
     """
     Prompts.of(settings)  # a folder that can't be served is told here, once, and not by every node
     listener = _bind(settings.server.host, settings.server.port)
     with listener:
         if demo is not None:
-            return uvloop.run(_supervise(settings, listener, announce, demo(listener)))
+            return uvloop.run(_supervise(settings, listener, announce, demo(address_of(listener))))
         needs_supervisor = settings.server.workers > 1 or settings.redis.url == "embedded" or _embeds(settings)
         run = _supervise if needs_supervisor else _single
         return uvloop.run(run(settings, listener, announce))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import secrets
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
-from typing import Final
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Final, Protocol
 
 from server.access.pairing import NONCE_BYTES, Pairing
-from server.config import Overrides, demo_settings
+from server.config import Overrides, Settings, demo_settings
 from server.demo.parts import DemoParts, DemoSupervisor
 from server.demo.primary import BreakablePrimary
-from server.process import address_of, serve
 
 SECRET_VARIABLE: Final = "TIDEWIRE_DEMO_SECRET"
 """Where the nodes find the secret of this run's tokens; made anew each time."""
@@ -20,7 +19,14 @@ ELSEWHERE: Final = ("192.0.2.1", 9)
 """An address that is nobody's (RFC 5737): which of ours would be used to go there? Nothing is sent."""
 
 
-def run(environ: MutableMapping[str, str], overrides: Overrides, *, lan: bool) -> int:
+class Serve(Protocol):
+    """`server.process.serve`: passed in, as a process knows a demo's parts and they must not know processes."""
+
+    def __call__(self, settings: Settings, *, demo: Callable[[str], DemoSupervisor]) -> int:
+        """Serve until told to stop; the exit code."""
+
+
+def run(environ: MutableMapping[str, str], overrides: Overrides, serve: Serve, *, lan: bool) -> int:
     """Serve the demo until it is told to stop; the exit code. Raises `CannotStart`, `ConfigError`."""
     primary = BreakablePrimary()
     secret_env = None
@@ -30,13 +36,14 @@ def run(environ: MutableMapping[str, str], overrides: Overrides, *, lan: bool) -
         overrides = {**overrides, "server": {**overrides.get("server", {}), "host": "0.0.0.0"}}  # noqa: S104
     with primary.listener:
         settings = demo_settings(environ, overrides, primary_url=primary.base_url, secret_env=secret_env)
-        return serve(settings, demo=lambda listener: DemoSupervisor(primary, _parts(listener, lan), _say(environ, lan)))
+        return serve(settings, demo=lambda address: DemoSupervisor(primary, _parts(address, lan), _say(environ, lan)))
 
 
-def _parts(listener: socket.socket, lan: bool) -> DemoParts:
+def _parts(address: str, lan: bool) -> DemoParts:
+    """`address`: as this machine's own browser would open it."""
     if not lan:
-        return DemoParts(False, address_of(listener))
-    return DemoParts(True, f"http://{own_address()}:{listener.getsockname()[1]}")
+        return DemoParts(False, address)
+    return DemoParts(True, f"http://{own_address()}:{address.rpartition(':')[2]}")
 
 
 def _say(environ: Mapping[str, str], lan: bool) -> str:
