@@ -101,8 +101,15 @@ class Device:
             self.crowd.figures.counts["events"] += 1
             view = self.client.session.messages.get(message_id or "")
             if view is not None and view.state is MessageState.FOLLOWING and kind == "delta":
-                self.crowd.figures.counts["repeats_dropped"] += frame["seq"] <= view.cursor
+                self._note_repeat(frame, view)
         return self._receive(frame)
+
+    def _note_repeat(self, frame: Map, view: ClientMessage) -> None:
+        """The text stays right, for the client drops what it had; but a client without that rule would show it twice,
+        and no node sends a connection what it has sent it: a resume goes on from the cursor."""
+        if frame["seq"] <= view.cursor:
+            problem = f"{view.id}: events to {frame['seq']} sent again to a client at {view.cursor}"
+            self.crowd.figures.problem("repeated", problem)
 
     def _event(self, event: ClientEvent) -> None:
         view: ClientMessage | None = getattr(event, "message", None)

@@ -6,7 +6,7 @@ import asyncio
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,21 @@ def incarnation(node: ServeProcess) -> str:
 
 @asynccontextmanager
 async def rig(
-    redis_url: str, count: int = 2, primaries: Sequence[str] | None = None, **sections: Mapping[str, Any]
+    redis_url: str,
+    count: int = 2,
+    primaries: Sequence[str] | None = None,
+    target: Mapping[str, Any] | None = None,
+    **sections: Mapping[str, Any],
 ) -> AsyncIterator[Rig]:
-    """`count` nodes over the Redis at `redis_url`, and an upstream that logs every call."""
+    """`count` nodes over the Redis at `redis_url`, and an upstream that logs every call; `target`: more of its keys."""
     with tempfile.TemporaryDirectory(prefix="tidewire-chaos-") as folder:
         log = UpstreamLog(Path(folder) / "upstream.jsonl")
         sections = {"ledger": {"url": f"sqlite:///{folder}/ledger.db"}, **sections}
-        async with (
-            scripted(log.path) as upstream,
-            serving_processes(serve_config(redis_url, upstream, **sections), count) as nodes,
-        ):
+        async with AsyncExitStack() as stack:
+            upstream = await stack.enter_async_context(scripted(log.path))
+            config = serve_config(redis_url, upstream, **sections)
+            config["targets"][MODEL] |= target or {}
+            nodes = await stack.enter_async_context(serving_processes(config, count))
             try:
                 yield Rig(nodes, log, upstream, list(primaries or [redis_url]), str(sections["ledger"]["url"]))
             except BaseException:
