@@ -9,10 +9,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import conversation, interactive, stop, takeover
+from tests.bench import conversation, interactive, isolation, stop, takeover
 from tests.bench.relay import Relay, relay
 
-NAMES = ("firehose", "paced", "interactive", "conversation", "takeover", "stop")
+NAMES = ("firehose", "paced", "interactive", "conversation", "takeover", "stop", "isolation")
 FIREHOSE_US = 16.0
 """Most CPU per delivered token in firehose, microseconds."""
 PACED_US = 60.0
@@ -49,9 +49,15 @@ def main() -> int:
     held = all(result.cpu_us_per_token <= limit for result, limit in results)
     if results:
         Console().print(table)
-    for name, bench in (("interactive", interactive), ("takeover", takeover), ("stop", stop)):
+    measures = {
+        "interactive": interactive.measure,
+        "takeover": takeover.measure,
+        "stop": stop.measure,
+        "isolation": isolation.measure,
+    }
+    for name, measure in measures.items():
         if name in names:
-            table, fine = bench.measure()
+            table, fine = measure()
             Console().print(table)
             held = held and fine
     if "conversation" in names:
