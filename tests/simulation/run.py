@@ -6,12 +6,13 @@ import gc
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
+from tests.simulation.caught import CAUGHT_BY
 from tests.simulation.check import Violation
 from tests.simulation.loop import Stuck
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -23,6 +24,8 @@ CHUNK: Final = 40
 """Seeds that a worker takes at a time."""
 SEEDS_PER_COLLECTION: Final = 200
 FATAL: Final = 50
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,17 @@ class Hunt:
     """Seeds tried."""
     violation: str
 
+    @property
+    def told(self) -> str:
+        """A line about it; of one that was not caught, what to do."""
+        if self.caught_by is not None:
+            return f"{self.name:28} caught by seed {self.caught_by}: {self.violation[:120]}"
+        if self.after > 1:
+            return f"{self.name:28} SURVIVES {self.after} seeds"
+        what = "is not caught by its seed any more" if self.after else "has no seed"
+        finds = f"python -m tests.simulation --mutant {self.name}"
+        return f"{self.name:28} {what}; one for tests/simulation/caught.py is found by: {finds}"
+
 
 def hunt(name: str, most: int) -> Hunt:
     """Play seeds with a mutant until one catches it."""
@@ -162,13 +176,36 @@ def hunt(name: str, most: int) -> Hunt:
     return Hunt(name, None, most, "")
 
 
+def caught_at(mutant: Mutant, seed: int) -> str | None:
+    """The violation by which one seed shows that a mutant is broken; None if it does not, or fails without it, too."""
+    with mutant.applied():
+        violation = play(world_of(seed), mutant).violation
+    return violation if play(world_of(seed)).violation is None else None
+
+
+def recall(name: str, seeds: Mapping[str, int] = CAUGHT_BY) -> Hunt:
+    """Play only the seed that is known to catch a mutant, with it and without it."""
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    seed = seeds.get(name)
+    violation = None if seed is None else caught_at(mutant, seed)
+    return Hunt(name, None if violation is None else seed, 0 if seed is None else 1, violation or "")
+
+
 def _hunt(work: tuple[str, int]) -> Hunt:
     return hunt(*work)
 
 
 def hunt_all(names: Sequence[str], most: int, jobs: int) -> Iterator[Hunt]:
     """Hunt mutants over `jobs` processes."""
-    work = [(name, most) for name in names]
+    yield from _each(_hunt, [(name, most) for name in names], jobs)
+
+
+def recall_all(names: Sequence[str], jobs: int) -> Iterator[Hunt]:
+    """Play what is known of mutants over `jobs` processes."""
+    yield from _each(recall, names, jobs)
+
+
+def _each(look: Callable[[T], Hunt], work: Sequence[T], jobs: int) -> Iterator[Hunt]:
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, prepare) as pool:
-        yield from pool.imap(_hunt, work)
+        yield from pool.imap(look, work)
