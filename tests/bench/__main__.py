@@ -9,10 +9,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import conversation, interactive, isolation, stop, takeover
+from tests.bench import conversation, interactive, isolation, replication, stop, takeover
 from tests.bench.relay import Relay, relay
 
-NAMES = ("firehose", "paced", "interactive", "conversation", "takeover", "stop", "isolation")
+NAMES = ("firehose", "paced", "interactive", "conversation", "takeover", "stop", "isolation", "replication")
 FIREHOSE_US = 16.0
 """Most CPU per delivered token in firehose, microseconds."""
 PACED_US = 60.0
@@ -54,6 +54,7 @@ def main() -> int:
         "takeover": takeover.measure,
         "stop": stop.measure,
         "isolation": isolation.measure,
+        "replication": replication.measure,
     }
     for name, measure in measures.items():
         if name in names:
