@@ -57,8 +57,7 @@ async def create(api: Api, request: Request) -> Response:
     conversations = api.messages.means.conversations
     place = conversations.place(who, name)
     try:
-        await conversations.admit(who, place)
-        new = await conversations.create(place, body.title or "")
+        new = await conversations.create(who, place, body.title or "")
         overview = await conversations.overview(place)
     except (StoreError, TimeoutError):
         raise unavailable() from None

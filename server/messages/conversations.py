@@ -25,7 +25,7 @@ from server.messages.branch import MESSAGE_TOKENS, Branch, count_tokens
 from server.messages.conversation import Entry, Map
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL, Hub
-from server.messages.parts import keep_parts, referred, whole
+from server.messages.parts import given_parts, referred, whole
 from server.messages.place import (
     GONE,
     LOG_EVENTS,
@@ -37,6 +37,7 @@ from server.messages.place import (
     Page,
     Place,
     Turn,
+    allowed,
     over,
     refused,
     run,
@@ -53,6 +54,7 @@ from server.messages.scripts import (
     CONVERSATION_ENTER,
     CONVERSATION_PAGE,
     CONVERSATION_REGISTER,
+    CONVERSATION_UNREGISTER,
     ERASE,
     RESOLVE,
 )
@@ -222,10 +224,8 @@ class Conversations:
         if any(message["role"] != "tool" for message in results):
             raise ProtocolError("invalid_frame", "conversation: `input` takes results of tool calls only")
         await self.look_at_current(place, (who.tenant, who.kind, who.user))
-        overview, limits = await self.overview(place, STEP_SECONDS), self.tiers.get(who.tier)
-        if limits and (refusal := limits.exceeded(overview.entries, len(results), overview.bytes, results)):
-            raise refusal
-        return await self.tools.answer(place, results)
+        await self.overview(place, STEP_SECONDS)
+        return await self.tools.answer(place, results, self.tiers.get(who.tier))
 
     async def register(self, who: Principal, conversation: str) -> bool:
         """Put it on the user's list; False if the tier's limit is reached."""
@@ -236,7 +236,7 @@ class Conversations:
             await self.store.run(CONVERSATION_REGISTER, [index], [conversation, time.time(), self.keep_seconds, most])
         )
 
-    async def admit(self, who: Principal, place: Place) -> None:
+    async def _admit(self, who: Principal, place: Place) -> None:
         """Whether the user may have this conversation. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
         listed = await self.register(who, place.id)
         created, deleted = await self.store.call(place.keys.meta, "HMGET", place.keys.meta, "created", "deleted")
@@ -248,9 +248,18 @@ class Conversations:
 
     async def _unlist_unmade(self, user: tuple[str, str, str], place: Place) -> None:
         """What was refused makes no conversation, and takes no place on the list."""
+        index = conversation_index(user_tag(*user))
+        since = await self.store.call(index, "ZSCORE", index, place.id, seconds=STEP_SECONDS)
+        if since is None:
+            return
         if not await self.store.call(place.keys.meta, "HEXISTS", place.keys.meta, "created", seconds=STEP_SECONDS):
-            index = conversation_index(user_tag(*user))
-            await self.store.call(index, "ZREM", index, place.id, seconds=STEP_SECONDS)
+            await self.store.run(CONVERSATION_UNREGISTER, [index], [place.id, since], STEP_SECONDS)
+
+    async def _list_made(self, user: tuple[str, str, str], place: Place) -> None:
+        """It is there now: a refusal at the same moment, which saw that it was not, does not keep it off the list."""
+        index = conversation_index(user_tag(*user))
+        args = [place.id, time.time(), self.keep_seconds, 10**9]
+        await self.store.run(CONVERSATION_REGISTER, [index], args, STEP_SECONDS)
 
     async def unlist(self, who: Principal, place: Place) -> None:
         """Take it off the user's list. Raises `StoreError` or `TimeoutError`."""
@@ -259,9 +268,9 @@ class Conversations:
 
     async def enter(
         self, place: Place, message_id: str, token: bytes, request: Map, reopened: bool,
-        user: tuple[str, str, str], seconds: float,
+        user: tuple[str, str, str], seconds: float, tier: str = "",
     ) -> Turn:  # fmt: skip
-        """Take the turn, or a place in the queue. Idempotent.
+        """Take the turn, or a place in the queue, as far as the tier's limits allow. Idempotent.
 
         Raises `ProtocolError` (the message may not go on), `Ended`, `StoreError`, `TimeoutError`.
         """
@@ -270,12 +279,13 @@ class Conversations:
         with contextlib.suppress(ProtocolError):  # parts go with their conversation: the script tells that it is gone
             given = await referred(self.store, place.keys, given, seconds)
         entries, parts = pure.new_entries(message_id, given or None, now)
-        await keep_parts(self.store, place.keys, parts, self._ttl, seconds)
+        limits = self.tiers.get(tier)
         parent = request.get("parent") or ""
         on_busy = request.get("on_busy", "queue")
         args: list[Any] = [
             message_id, token, "queue" if reopened and on_busy == "reject" else on_busy, repr(now), self._ttl,
-            LOG_EVENTS, QUEUE_LIMIT, pure.ROOT if parent == place.id else parent,
+            LOG_EVENTS, QUEUE_LIMIT, pure.ROOT if parent == place.id else parent, *allowed(limits),
+            *given_parts(parts),
         ]  # fmt: skip
         for entry in entries:
             state = "running" if entry.id == message_id else "done"
@@ -289,18 +299,20 @@ class Conversations:
         reply = await run(self.store, CONVERSATION_ENTER, place.keys, args, seconds)
         match reply[0]:
             case b"current":
+                if reply[-1] == b"made":
+                    await self._list_made(user, place)
                 return Turn(0)
             case b"queued" | b"busy" if await self.look_at_current(place, user):
-                return await self.enter(place, message_id, token, request, reopened, user, seconds)
+                return await self.enter(place, message_id, token, request, reopened, user, seconds, tier)
             case b"queued":
                 return Turn(int(reply[1]), reply[2].decode())
             case b"stale":
                 await self.withdraw(place, message_id, reply[1])
-                return await self.enter(place, message_id, token, request, reopened, user, seconds)
+                return await self.enter(place, message_id, token, request, reopened, user, seconds, tier)
             case b"ended":
                 raise Ended
         await self._unlist_unmade(user, place)
-        raise refused(place.id, request, reply)
+        raise refused(place.id, request, reply, limits)
 
     async def look_at_current(self, place: Place, user: tuple[str, str, str]) -> bool:
         """For who waits: ask the current message to stop if that is wanted, and move on if it has ended or is no more.
@@ -368,13 +380,10 @@ class Conversations:
         text, given = await self._final(record, found)
         parts: dict[str, bytes] = {}
         body = pure.answer_body(text, given, found.end or {}, time.time(), parts)
-        await keep_parts(self.store, place.keys, parts, self._ttl)
-        reply = await self.give_turn(place, message_id, token, found.state, body)
+        reply = await self.give_turn(place, message_id, token, found.state, body, parts)
         await self.store.call(record.record, "HDEL", record.record, "history", seconds=STEP_SECONDS)
         if reply[0] == b"deleted":
             await self.erase(record)
-            if parts:
-                await self.store.call(place.keys.parts, "DEL", place.keys.parts, seconds=STEP_SECONDS)
         return True
 
     async def _final(self, keys: MessageKeys, found: Record) -> tuple[str, list[Map]]:
@@ -386,8 +395,10 @@ class Conversations:
         kept = await self.store.call(keys.standing, "GET", keys.standing, seconds=STEP_SECONDS) or b""
         return kept[:text].decode(), msgpack.unpackb(kept[text + reasoning :]) if calls and kept else []
 
-    async def give_turn(self, place: Place, message_id: str, token: bytes, state: str, body: Map) -> list[Any]:
-        """Keep `body` as the answer and let the next one have the turn; see `conversation_advance_v1.lua`."""
+    async def give_turn(
+        self, place: Place, message_id: str, token: bytes, state: str, body: Map, parts: Mapping[str, bytes]
+    ) -> list[Any]:
+        """Keep `body`, with its large `parts`, as the answer and let the next one have the turn."""
         now = time.time()
         shown = Entry(message_id, None, 0, "assistant", state, message_id, body).shown()
         for name in ("parent", "state", "content"):
@@ -395,13 +406,13 @@ class Conversations:
         args: list[Any] = [
             message_id, token, state, repr(now), self._ttl, LOG_EVENTS, pure.size_of(body), orjson.dumps(body),
             orjson.dumps({"type": "message", **shown}), repr(now + self.tool_seconds),
-            count_tokens(body["message"]), *(pure.open_calls(body) if state == "done" else ()),
+            count_tokens(body["message"]), *given_parts(parts), *(pure.open_calls(body) if state == "done" else ()),
         ]  # fmt: skip
         return await run(self.store, CONVERSATION_ADVANCE, place.keys, args)
 
     async def withdraw(self, place: Place, message_id: str, token: bytes) -> None:
         """A message came to nothing: nothing of it stays. Raises `StoreError` or `TimeoutError`."""
-        args = [message_id, token, "withdrawn", repr(time.time()), self._ttl, LOG_EVENTS, 0, b"{}", b"{}", 0, 0]
+        args = [message_id, token, "withdrawn", repr(time.time()), self._ttl, LOG_EVENTS, 0, b"{}", b"{}", 0, 0, 0]
         await run(self.store, CONVERSATION_ADVANCE, place.keys, args)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -529,9 +540,13 @@ class Conversations:
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    async def create(self, place: Place, title: str) -> bool:
+    async def create(self, who: Principal, place: Place, title: str) -> bool:
         """Make it; False if it is there already. Raises `ProtocolError`, `StoreError`, `TimeoutError`."""
-        return bool((await self._change(place, "create", title))[0] == b"changed")
+        await self._admit(who, place)
+        made = bool((await self._change(place, "create", title))[0] == b"changed")
+        if made:
+            await self._list_made((who.tenant, who.kind, who.user), place)
+        return made
 
     async def change(self, who: Principal, place: Place, op: str, value: str) -> int:
         """Rename, title, choose, pin or unpin; the head of the log. Raises `ProtocolError`, `StoreError`, …"""

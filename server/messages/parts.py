@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from protocol.errors import ProtocolError
 from server.messages import conversation as pure
@@ -12,15 +13,9 @@ from server.store.keys import ConversationKeys
 from server.store.store import Store
 
 
-async def keep_parts(
-    store: Store, keys: ConversationKeys, parts: Mapping[str, bytes], keep_ms: int, seconds: float = STEP_SECONDS
-) -> None:
-    """Store large parts, each once. Raises `StoreError` or `TimeoutError`."""
-    if not parts:
-        return
-    for digest, data in parts.items():
-        await store.call(keys.parts, "HSETNX", keys.parts, digest, data, seconds=seconds)
-    await store.call(keys.parts, "PEXPIRE", keys.parts, keep_ms, seconds=seconds)
+def given_parts(parts: Mapping[str, bytes]) -> list[Any]:
+    """Large parts as the scripts take them, which store each once, together with what refers to it."""
+    return [len(parts), *(value for part in parts.items() for value in part)]
 
 
 async def referred(

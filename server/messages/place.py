@@ -144,13 +144,26 @@ def too_long(needed: int, room: int) -> ProtocolError:
     )
 
 
-def refused(conversation: str, request: Map, reply: Sequence[bytes]) -> ProtocolError:
+def allowed(limits: Limits | None) -> tuple[int | str, int | str]:
+    """Most entries and most bytes, as the scripts take them."""
+    return ("", "") if limits is None else (limits.entries, limits.bytes)
+
+
+def over_limit(name: bytes, limits: Limits | None) -> ProtocolError:
+    """A script did not write, because of this limit."""
+    assert limits is not None
+    return over(name.decode(), limits.bytes if name == b"bytes" else limits.entries)
+
+
+def refused(conversation: str, request: Map, reply: Sequence[bytes], limits: Limits | None) -> ProtocolError:
     """Why `conversation_enter_v1.lua` did not let a message in."""
     match reply[0]:
         case b"busy":
             return ProtocolError(
                 "conversation_busy", "the conversation is answering", details={"current": reply[1].decode()}
             )
+        case b"over":
+            return over_limit(reply[1], limits)
         case b"full":
             return over("queued messages", QUEUE_LIMIT)
         case b"parent":

@@ -29,6 +29,7 @@ CONVERSATION_CHANGE: Final = Script.load(_LUA / "conversation_change_v1.lua")
 CONVERSATION_DELETE: Final = Script.load(_LUA / "conversation_delete_v1.lua")
 CONVERSATION_PROMPT: Final = Script.load(_LUA / "conversation_prompt_v1.lua")
 CONVERSATION_REGISTER: Final = Script.load(_LUA / "conversation_register_v1.lua")
+CONVERSATION_UNREGISTER: Final = Script.load(_LUA / "conversation_unregister_v1.lua")
 _CONVERSATIONS: Final = (
     QUEUE,
     RESOLVE,
@@ -41,6 +42,7 @@ _CONVERSATIONS: Final = (
     CONVERSATION_DELETE,
     CONVERSATION_PROMPT,
     CONVERSATION_REGISTER,
+    CONVERSATION_UNREGISTER,
 )
 ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE, KEPT, *_CONVERSATIONS)
 

@@ -12,8 +12,8 @@ from protocol.errors import ProtocolError
 from server.messages import conversation as pure
 from server.messages.branch import count_tokens
 from server.messages.conversation import Entry, Map
-from server.messages.parts import keep_parts, referred
-from server.messages.place import LOG_EVENTS, STEP_SECONDS, Place, run, unknown
+from server.messages.parts import given_parts, referred
+from server.messages.place import LOG_EVENTS, STEP_SECONDS, Limits, Place, allowed, over_limit, run, unknown
 from server.messages.scripts import CONVERSATION_APPEND
 from server.store.keys import ConversationKeys
 from server.store.store import IMPATIENT, Store
@@ -29,9 +29,8 @@ class ToolCalls:
         self.store = store
         self._keep_ms = round(keep_seconds * 1000)
 
-    async def answer(self, place: Place, given: Sequence[Map]) -> list[str]:
+    async def answer(self, place: Place, given: Sequence[Map], limits: Limits | None = None) -> list[str]:
         """Record answers to tool calls, each once; the calls that are still open. Raises `ProtocolError`, …"""
-        parts: dict[str, bytes] = {}
         keys = place.keys
         calls = await self.all(keys, STEP_SECONDS)
         if strangers := [message["tool_call_id"] for message in given if message["tool_call_id"] not in calls]:
@@ -39,9 +38,8 @@ class ToolCalls:
         asker = await self.store.call(keys.meta, "HGET", keys.meta, "asker", seconds=STEP_SECONDS)
         args: list[Any] = []
         for message in await referred(self.store, keys, given):
-            args += _tool_entry(asker or b"", message, time.time(), parts)
-        await keep_parts(self.store, keys, parts, self._keep_ms)
-        return await self._append(keys, asker, args, False)
+            args += _tool_entry(asker or b"", message, time.time())
+        return await self._append(keys, asker, args, False, limits)
 
     async def expire(self, keys: ConversationKeys) -> None:
         """Answers that did not come in time are marked as lost, for everybody to see.
@@ -53,14 +51,20 @@ class ToolCalls:
         for call, answered in (await self.all(keys, STEP_SECONDS)).items():
             if not answered:
                 message = {"role": "tool", "tool_call_id": call, "content": pure.NO_RESULT}
-                args += _tool_entry(asker or b"", message, time.time(), {}, timed_out=True)
-        await self._append(keys, asker, args, True)
+                args += _tool_entry(asker or b"", message, time.time(), timed_out=True)
+        await self._append(keys, asker, args, True, None)
 
     async def _append(
-        self, keys: ConversationKeys, asker: bytes | None, entries: Sequence[Any], only_late: bool
-    ) -> list[str]:
-        args = [repr(time.time()), self._keep_ms, LOG_EVENTS, "1" if only_late else "", asker or "", *entries]
+        self, keys: ConversationKeys, asker: bytes | None, entries: Sequence[Any], only_late: bool,
+        limits: Limits | None,
+    ) -> list[str]:  # fmt: skip
+        args = [
+            repr(time.time()), self._keep_ms, LOG_EVENTS, "1" if only_late else "", asker or "", *allowed(limits),
+            *entries,
+        ]  # fmt: skip
         reply = await run(self.store, CONVERSATION_APPEND, keys, args)
+        if reply[0] == b"over":
+            raise over_limit(reply[1], limits)
         if reply[0] == b"deleted":
             raise unknown("")
         return [call.decode() for call in reply[1:]]
@@ -112,8 +116,9 @@ def _not_open(frame: str, strangers: Sequence[str]) -> ProtocolError:
     return ProtocolError("invalid_frame", message, details={"unknown": list(strangers)})
 
 
-def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes], **known: Any) -> list[Any]:
+def _tool_entry(asker: bytes, message: Map, now: float, **known: Any) -> list[Any]:
     """A tool's result as the script takes it; its id follows from the message that called the tool."""
+    parts: dict[str, bytes] = {}
     call = message["tool_call_id"]
     body = {"message": pure.by_reference(message, parts), "created": now, **known}
     name = pure.entry_id(asker.decode(), call)
@@ -121,5 +126,5 @@ def _tool_entry(asker: bytes, message: Map, now: float, parts: dict[str, bytes],
     del shown["parent"], shown["message"]
     return [
         call, name, pure.size_of(body), count_tokens(body["message"]), orjson.dumps(body),
-        orjson.dumps({"type": "message", **shown}),
+        orjson.dumps({"type": "message", **shown}), *given_parts(parts),
     ]  # fmt: skip

@@ -68,7 +68,7 @@ class Turn:
         again = bool(claim.attempts) or claim.run > 1
         seconds = STORE_SECONDS if self.life.promised else IMPATIENT
         turn = await self.means.conversations.enter(
-            place, claim.id, claim.token, claim.request, again, claim.user, seconds
+            place, claim.id, claim.token, claim.request, again, claim.user, seconds, claim.payer.tier
         )
         return turn.position
 

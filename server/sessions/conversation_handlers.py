@@ -304,8 +304,7 @@ def _place(session: Session, frame: ConversationRequest) -> Place:
 
 async def _create(session: Session, frame: ConversationRequest) -> Frame:
     conversations, place = session.messages.means.conversations, _place(session, frame)
-    await conversations.admit(session.principal, place)
-    await conversations.create(place, frame.title or "")
+    await conversations.create(session.principal, place, frame.title or "")
     return (await conversations.overview(place)).shown()
 
 

@@ -444,7 +444,8 @@ async def test_list_create_rename_and_limits(valkey_url: str) -> None:
         await chat(client, "m3", "x", conversation="c2")
         await say(client, "m4", "x", conversation="c2")
         assert (await client.error("m4"))["details"]["limit"] == "entries"
-        await chat(client, "m3", "x", conversation="c2")  # what is there is attached to
+        async with wire(here.url) as again:
+            await chat(again, "m3", "x", conversation="c2")  # what is there is attached to
         await say(client, "m5", "x" * 100_001, conversation="c1")
         assert (await client.error("m5"))["details"]["limit"] == "bytes"
 

@@ -7,7 +7,8 @@
 -- ARGV[6]  events kept in the log, about
 -- ARGV[7]  bytes of the answer   ARGV[8]  its body   ARGV[9]  event (the state is put into it here)
 -- ARGV[10]  when lost answers of its tool calls time out, Unix seconds   ARGV[11]  tokens of the answer
--- ARGV[12…]  ids of its tool calls
+-- ARGV[12]  how many large parts it has   ARGV[13…]  two of each: its hash, its bytes; written only if the answer stands
+-- then      ids of its tool calls
 --
 -- {'deleted'}  the conversation was deleted: what the message's own keys hold is to be erased
 -- {'advanced', state, next}   something was done (`next`: whose turn it is now)   {'nothing'}   it had been done before
@@ -90,10 +91,14 @@ if (old[7] == token and old[5] == 'running') or again then
     old[5], old[6], old[7], old[8] = state, ARGV[7], token, ARGV[11]
     redis.call('HSET', KEYS[2], m, table.concat(old, '|'))
     redis.call('HSET', KEYS[3], m, ARGV[8])
+    local calls = 13 + 2 * tonumber(ARGV[12])
+    for i = 13, calls - 1, 2 do
+      redis.call('HSETNX', KEYS[8], ARGV[i], ARGV[i + 1])
+    end
     log('{"state":"' .. state .. '","parent":"' .. old[1] .. '",' .. string.sub(ARGV[9], 2))
-    if #ARGV > 11 and tip == m then
+    if #ARGV >= calls and tip == m then
       redis.call('DEL', KEYS[7])
-      for i = 12, #ARGV do
+      for i = calls, #ARGV do
         redis.call('HSET', KEYS[7], ARGV[i], '')
       end
       redis.call('HSET', KEYS[1], 'due', ARGV[10], 'asker', m, 'answered', m)
@@ -104,8 +109,9 @@ end
 local was = current
 if queued then
   queue = without(queue, m)
-  redis.call('HDEL', KEYS[6], m, m .. '!')
+  redis.call('HDEL', KEYS[6], m, m .. '!', m .. '#')
 elseif turn then
+  redis.call('HDEL', KEYS[6], m .. '#')  -- of one that ends before it has entered
   current = string.match(queue, '^[^,]+') or ''
   queue = without(queue, current)
   redis.call('HSET', KEYS[1], 'current', current, 'turn', redis.call('HGET', KEYS[6], current) or '')

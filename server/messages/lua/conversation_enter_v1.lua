@@ -6,12 +6,18 @@
 -- ARGV[4]  now, Unix seconds   ARGV[5]  time to live of the conversation, milliseconds
 -- ARGV[6]  events kept in the log, about   ARGV[7]  most queued messages
 -- ARGV[8]  entry below which the input hangs; '' the tip of the chosen branch, '.' the root
--- ARGV[9…] seven of each new entry, the last one being the answer, whose id is the message's:
+-- ARGV[9]  most entries   ARGV[10]  most bytes: of the conversation with all that waits in it; '' any
+-- ARGV[11]  how many large parts the new entries have   ARGV[12…] two of each: its hash, its bytes
+-- then     seven of each new entry, the last one being the answer, whose id is the message's:
 --          id, role, '1' if pinned, bytes, tokens, body, event (JSON objects; the parent is put into the event here)
 --
--- {'current', parent}   the turn is the caller's; `parent` is what the answer hangs below
+-- Parts are written with the entries that refer to them: nothing stays of what is refused, or taken back as it waits.
+--
+-- {'current', parent}   the turn is the caller's; `parent` is what the answer hangs below; then 'made' if this made the
+--                       conversation
 -- {'queued', position, current}   {'ended', state}
 -- {'busy', current}  {'full'}  {'deleted'}  {'parent'}: there is no such entry  {'taken'}: an entry has this id
+-- {'over', 'entries' or 'bytes'}: the limit does not allow it
 -- {'stale', token}   another claim of this id, which Redis has lost, stands here: withdraw it first
 local have = redis.call('HMGET', KEYS[1], 'deleted', 'current', 'turn', 'tip', 'head', 'queue', 'entries', 'bytes', 'pins')
 if have[1] then
@@ -34,13 +40,34 @@ local function log_queue()
   log('{"type":"conversation","op":"queue","current":"' .. current .. '","queue":[' .. table.concat(ids, ',') .. ']}')
 end
 
+local first = 12 + 2 * tonumber(ARGV[11])
+
+local function over()
+  -- Entries and bytes of all that waits, or has the turn and has not used it yet, stand as good as entered.
+  local count, bytes = tonumber(have[7] or '0') + (#ARGV - first + 1) / 7, tonumber(have[8] or '0')
+  for i = first, #ARGV, 7 do
+    bytes = bytes + tonumber(ARGV[i + 3])
+  end
+  for id in string.gmatch(current .. ',' .. queue, '[^,]+') do
+    local entries, size = string.match(redis.call('HGET', KEYS[6], id .. '#') or '0|0', '^(%d+)|(%d+)$')
+    count, bytes = count + tonumber(entries), bytes + tonumber(size)
+  end
+  if ARGV[9] ~= '' and count > tonumber(ARGV[9]) then
+    return {'over', 'entries'}
+  end
+  return ARGV[10] ~= '' and bytes > tonumber(ARGV[10]) and {'over', 'bytes'} or nil
+end
+
 local function finish(reply)
   redis.call('HSET', KEYS[1], 'head', head, 'updated', ARGV[4])
-  redis.call('HSETNX', KEYS[1], 'created', ARGV[4])
+  local made = redis.call('HSETNX', KEYS[1], 'created', ARGV[4])
   for i = 1, 8 do
     redis.call('PEXPIRE', KEYS[i], ARGV[5])
   end
   redis.call('SPUBLISH', KEYS[9], tostring(head))
+  if reply and made == 1 then
+    reply[#reply + 1] = 'made'
+  end
   return reply
 end
 
@@ -89,13 +116,23 @@ if waits or (current ~= '' and current ~= m) then
     if count >= tonumber(ARGV[7]) then
       return {'full'}
     end
+    local added, size = known and 0 or (#ARGV - first + 1) / 7, 0
+    if not known then
+      local refusal = over()
+      if refusal then
+        return refusal
+      end
+      for i = first, #ARGV, 7 do
+        size = size + tonumber(ARGV[i + 3])
+      end
+    end
     ahead[#ahead + 1] = m
     for _, id in ipairs(behind) do
       ahead[#ahead + 1] = id
     end
     queue = table.concat(ahead, ',')
     redis.call('HSET', KEYS[1], 'queue', queue)
-    redis.call('HSET', KEYS[6], m, token)
+    redis.call('HSET', KEYS[6], m, token, m .. '#', string.format('%d|%d', added, size))
     if urgent then
       redis.call('HSET', KEYS[6], m .. '!', ARGV[3])
       redis.call('HSET', KEYS[1], 'stop', current)
@@ -119,6 +156,7 @@ end
 if known and old[7] == token then
   return {'current', old[1]}
 end
+redis.call('HDEL', KEYS[6], m .. '#')
 if known then  -- a failure that was reopened: the same entry is answered again
   old[5], old[7] = 'running', token
   redis.call('HSET', KEYS[2], m, table.concat(old, '|'))
@@ -129,13 +167,20 @@ end
 
 local above = parent == '' and tip or parent == '.' and '' or parent
 local count, bytes, pins = tonumber(have[7] or '0'), tonumber(have[8] or '0'), have[9] or ''
-for i = 9, #ARGV, 7 do
+for i = first, #ARGV, 7 do
   local id = ARGV[i]
   if redis.call('HEXISTS', KEYS[2], id) == 1 then
     return {'taken'}
   end
 end
-for i = 9, #ARGV, 7 do
+local refusal = current ~= m and over()  -- what had to wait was let in before
+if refusal then
+  return refusal
+end
+for i = 12, first - 1, 2 do
+  redis.call('HSETNX', KEYS[8], ARGV[i], ARGV[i + 1])
+end
+for i = first, #ARGV, 7 do
   local id = ARGV[i]
   -- Jump pointers (E. Myers, 1983): any ancestor is reached in O(log depth) steps.
   local up = header(above)

@@ -359,7 +359,7 @@ class Machine(RuleBasedStateMachine):
     def tell_end(self, asked: Asked, state: str, calls: list[str] | None = None) -> None:
         message = {"role": "assistant", "content": f"answer {asked.name}"}
         body = {"message": {**message, "tool_calls": [{"id": call} for call in calls or ()]}}
-        now(self.conversations.give_turn(self.place, asked.name, asked.token, state, body))
+        now(self.conversations.give_turn(self.place, asked.name, asked.token, state, body, {}))
 
     # --- what must hold -----------------------------------------------------------------------------------------------
 
