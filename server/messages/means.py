@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.ledger.cost import Price
 from server.messages.conversations import Conversations
 from server.messages.hub import Hub
 from server.messages.journal import Journal
+from server.messages.tally import ChunkSize
 from server.quotas.base import Quota
 from server.routing.attempts import Route
 from server.routing.gate import Gate
@@ -32,6 +33,8 @@ class Target:
     """Who serves it, as OpenTelemetry names providers (`gen_ai.provider.name`)."""
     context_tokens: int | None = None
     """Size of the model's context, if it is known."""
+    chunk_size: ChunkSize = field(default_factory=ChunkSize)
+    """What is known of its chunks, in this process."""
 
 
 class Tracer(Protocol):

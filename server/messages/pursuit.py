@@ -126,7 +126,14 @@ class Pursuit:
             self.life.stop_requested = True
             raise Stopped
         tally = AttemptTally(
-            step.number, target.name, target.model, now, estimate, provider_name=target.provider, price=target.price
+            step.number,
+            target.name,
+            target.model,
+            now,
+            estimate,
+            provider_name=target.provider,
+            price=target.price,
+            chunk_size=target.chunk_size,
         )
         self.answer.tallies.append(tally)
         self.means.watch.attempt_started(target.name)

@@ -7,8 +7,8 @@ the operator's (`payer`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 from server.ledger.cost import Price
 from server.ledger.record import Account
@@ -16,6 +16,35 @@ from server.quotas.base import Used
 from server.upstreams.base import Batch, TokenUsage
 
 Source = Literal["provider", "counted", "none"]
+
+KEPT_SHARE: Final = 0.9
+"""How much of what was learned of a target's chunks a further answer leaves: the last ten or so decide."""
+MOST_PER_CHUNK: Final = 64.0
+
+
+class ChunkSize:
+    """How many tokens a content chunk of a target stands for, learned from the answers whose provider told.
+
+    Some send a chunk for each token, others several tokens in one; so what is counted of an answer that was cut off is
+    multiplied by this. One until something is known, and never less: a chunk with content has a token.
+    """
+
+    __slots__ = ("_chunks", "_tokens")
+
+    def __init__(self) -> None:
+        self._chunks = 0.0
+        self._tokens = 0.0
+
+    def learn(self, chunks: int, tokens: int) -> None:
+        """A whole answer came in so many chunks, and has so many tokens of output by the provider's own count."""
+        if chunks:
+            self._chunks = self._chunks * KEPT_SHARE + chunks
+            self._tokens = self._tokens * KEPT_SHARE + tokens
+
+    def tokens(self, chunks: int) -> int:
+        """About how many tokens so many chunks are."""
+        size = self._tokens / self._chunks if self._chunks else 1.0
+        return round(chunks * min(max(size, 1.0), MOST_PER_CHUNK))
 
 
 @dataclass(slots=True)
@@ -45,6 +74,8 @@ class AttemptTally:
     """Whether its text is part of the final answer."""
     continues: bool = False
     """Whether it went on with the text of the attempt before it."""
+    chunk_size: ChunkSize = field(default_factory=ChunkSize)
+    """The target's."""
 
     def take(self, batch: Batch, now: float) -> None:
         """Count one batch."""
@@ -57,6 +88,7 @@ class AttemptTally:
         self.asked_at = now
         if batch.usage is not None:
             self.provider = batch.usage
+            self.chunk_size.learn(self.chunks, batch.usage.output)
         if batch.model is not None:
             self.model = batch.model
 
@@ -70,7 +102,7 @@ class AttemptTally:
         """The provider's numbers; else what was counted, input only if there was output."""
         if self.provider is not None:
             return self.provider
-        return TokenUsage(self.input_estimate if self.chunks else 0, self.chunks)
+        return TokenUsage(self.input_estimate if self.chunks else 0, self.chunk_size.tokens(self.chunks))
 
     @property
     def cost(self) -> int | None:

@@ -213,6 +213,20 @@ async def test_g6_a_hundred_aborts_are_billed_as_written(valkey_url: str) -> Non
     await _aborts(valkey_url, 100, 40, late_seconds=0.25)
 
 
+async def test_g6_an_abort_is_billed_in_tokens_where_a_chunk_has_several(valkey_url: str) -> None:
+    async with rig(valkey_url, 1) as r, wire(r.nodes[0].url) as socket:
+        await socket.ask("whole", ask("tokens=400 chunk=5", "whole"))  # from it the node learns what a chunk is
+        await socket.ended("whole")
+        messages = await socket.ask("cut", ask("tokens=4000 chunk=5 rate=200", "cut"))
+        await read_until(socket, "cut", 1000)
+        await socket.send({"type": "cancel", "id": "cut"})
+        await socket.ended("cut")
+        (record,) = (await r.settled("cut")).payers
+        end = await r.until_end_of(r.log.calls(messages)[0])
+        assert record["source"] == "counted"
+        assert 0 <= end["chunks"] - record["output_tokens"] <= 50, "the upstream noticed later than in 0.25 s"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_g6_a_thousand_aborts_are_billed_as_written(valkey_url: str) -> None:

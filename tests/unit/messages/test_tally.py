@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from server.ledger.cost import Price
 from server.ledger.record import Account, reconcile, rows_of
-from server.messages.tally import AttemptTally, own_records, settlement, user_cost, user_usage, withdrawn
+from server.messages.tally import AttemptTally, ChunkSize, own_records, settlement, user_cost, user_usage, withdrawn
 from server.upstreams.base import Batch, TokenUsage
 
 ACCOUNT = Account("tag", "gen", "m1", "acme", "sub", "ann", "free", "ws", "s1", "default")
@@ -24,6 +24,22 @@ def test_the_provider_s_numbers_win_over_what_was_counted() -> None:
     assert (one.source, one.usage) == ("counted", TokenUsage(50, 5))
     one.take(Batch(usage=TokenUsage(40, 7, 10, 2), finish_reason="stop"), 103.0)
     assert (one.source, one.usage) == ("provider", TokenUsage(40, 7, 10, 2))
+
+
+def test_chunks_count_as_the_tokens_that_whole_answers_of_the_target_had_in_them() -> None:
+    size = ChunkSize()
+    cut = AttemptTally(1, "target", "model", 100.0, 50, chunks=10, chunk_size=size)
+    assert cut.usage == TokenUsage(50, 10), "nothing is known yet"
+    for tokens in (395, 405, 400):
+        whole = AttemptTally(1, "target", "model", 100.0, 50, chunk_size=size)
+        whole.take(Batch([("text", "a")], chunks=99), 101.0)
+        whole.take(Batch([("text", "b")], chunks=1, usage=TokenUsage(50, tokens), finish_reason="stop"), 102.0)
+    assert (cut.source, cut.usage) == ("counted", TokenUsage(50, 40))
+    for _ in range(200):
+        size.learn(100, 100)
+    assert cut.usage == TokenUsage(50, 10), "the newest answers decide"
+    size.learn(100, 10)
+    assert cut.usage == TokenUsage(50, 10), "a chunk has a token"
 
 
 def test_the_first_content_is_timed_and_the_model_named() -> None:
