@@ -1,4 +1,4 @@
-"""`python -m tests.simulation --seeds N [--first K] [--seed S --verbose] [--jobs 2] [--mutants] [--known]`.
+"""`python -m tests.simulation --seeds N [--first K] [--seed S --verbose] [--jobs 2] [--mutants] [--known] [--keep]`.
 
 `make simulate` runs it.
 """
@@ -24,15 +24,16 @@ def main() -> int:
     parser.add_argument("--no-shrink", action="store_true", help="print failures as they are")
     parser.add_argument("--mutants", action="store_true", help="check that broken variants of the code are caught")
     parser.add_argument("--mutant", action="append", help="only this variant (may be repeated); implies --mutants")
-    parser.add_argument("--known", action="store_true", help="of each variant, only the seed that is known to catch it")
+    parser.add_argument("--known", action="store_true", help="begin with the seed that is known to catch each variant")
+    parser.add_argument("--keep", action="store_true", help="write down which seeds caught them; implies --mutants")
     given = parser.parse_args()
     if os.environ.get(HASH_SEED) != "0":  # sets of text are walked in an order that depends on it
         os.execve(
             sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], os.environ | {HASH_SEED: "0"}
         )
-    if given.mutants or given.mutant or given.known:
+    if given.mutants or given.mutant or given.known or given.keep:
         most = given.seeds if "--seeds" in " ".join(sys.argv) else 2000
-        return _mutants(given.mutant, given.known, most, given.jobs)
+        return _mutants(given, most)
     if given.seed is not None:
         return _one(given.seed, given.verbose, not given.no_shrink)
     return _many(given.first, given.seeds, given.jobs, not given.no_shrink)
@@ -79,16 +80,18 @@ def _show_shrunk(seed: int) -> None:
     print("\n".join(outcome.trace))
 
 
-def _mutants(names: list[str] | None, known: bool, most: int, jobs: int) -> int:
+def _mutants(given: argparse.Namespace, most: int) -> int:
     from tests.simulation import run
     from tests.simulation.mutants import MUTANTS
 
-    wanted = names or [mutant.name for mutant in MUTANTS]
-    survivors = 0
-    for found in run.recall_all(wanted, jobs) if known else run.hunt_all(wanted, most, jobs):
-        survivors += found.caught_by is None
-        print(found.told, flush=True)
-    return 1 if survivors else 0
+    wanted = given.mutant or [mutant.name for mutant in MUTANTS]
+    found = []
+    for one in run.recall_all(wanted, given.jobs) if given.known else run.hunt_all(wanted, most, given.jobs):
+        found.append(one)
+        print(one.told, flush=True)
+    if given.keep:
+        run.keep(found)
+    return 1 if any(one.caught_by is None for one in found) else 0
 
 
 if __name__ == "__main__":

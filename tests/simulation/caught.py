@@ -1,8 +1,8 @@
 """A seed that catches each broken variant: what `--known` and the ordinary tests play.
 
-A change of the schedules, of their order of chance or of the code makes other worlds of the same seeds. A seed that
-does not catch its variant any more is replaced by the one that `python -m tests.simulation --mutant NAME` finds, or
-`--mutants` for all; the long tests check that there is one within 2,000.
+A change of the schedules, of their order of chance or of the code makes other worlds of the same seeds. Where one does
+not catch its variant any more, some hundred others are tried; `python -m tests.simulation --keep` writes this anew.
+That there is one within 2,000 is what `--mutants` and the long tests check.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
+from tests.simulation import caught as kept
 from tests.simulation.caught import CAUGHT_BY
 from tests.simulation.check import Violation
 from tests.simulation.loop import Stuck
@@ -24,6 +26,8 @@ CHUNK: Final = 40
 """Seeds that a worker takes at a time."""
 SEEDS_PER_COLLECTION: Final = 200
 FATAL: Final = 50
+NEARBY: Final = 300
+"""Seeds that are tried where the one that is known to catch a mutant does not any more: a change made another world."""
 
 T = TypeVar("T")
 
@@ -153,11 +157,10 @@ class Hunt:
         """A line about it; of one that was not caught, what to do."""
         if self.caught_by is not None:
             return f"{self.name:28} caught by seed {self.caught_by}: {self.violation[:120]}"
-        if self.after > 1:
-            return f"{self.name:28} SURVIVES {self.after} seeds"
-        what = "is not caught by its seed any more" if self.after else "has no seed"
-        finds = f"python -m tests.simulation --mutant {self.name}"
-        return f"{self.name:28} {what}; one for tests/simulation/caught.py is found by: {finds}"
+        return (
+            f"{self.name:28} SURVIVES {self.after} seeds and the one that caught it; one that does is found, and kept"
+            f" in tests/simulation/caught.py, by: python -m tests.simulation --keep --mutant {self.name}"
+        )
 
 
 def hunt(name: str, most: int) -> Hunt:
@@ -183,12 +186,21 @@ def caught_at(mutant: Mutant, seed: int) -> str | None:
     return violation if play(world_of(seed)).violation is None else None
 
 
-def recall(name: str, seeds: Mapping[str, int] = CAUGHT_BY) -> Hunt:
-    """Play only the seed that is known to catch a mutant, with it and without it."""
+def recall(name: str, seeds: Mapping[str, int] = CAUGHT_BY, most: int = NEARBY) -> Hunt:
+    """Play the seed known to catch a mutant, with it and without it; if it does not any more, the first ones."""
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
     seed = seeds.get(name)
     violation = None if seed is None else caught_at(mutant, seed)
-    return Hunt(name, None if violation is None else seed, 0 if seed is None else 1, violation or "")
+    return hunt(name, most) if violation is None else Hunt(name, seed, 1, violation)
+
+
+def keep(found: Iterable[Hunt]) -> None:
+    """Write down which seeds catch mutants, for `recall`."""
+    path = Path(kept.__file__)
+    seeds = CAUGHT_BY | {one.name: one.caught_by for one in found if one.caught_by is not None}
+    lines = [f'    "{mutant.name}": {seeds[mutant.name]},\n' for mutant in MUTANTS if mutant.name in seeds]
+    head, begins, _ = path.read_text().partition("CAUGHT_BY: Final = {\n")
+    path.write_text(head + begins + "".join(lines) + "}\n")
 
 
 def _hunt(work: tuple[str, int]) -> Hunt:
