@@ -52,6 +52,7 @@ from server.routing.shared_breaker import SharedBreakers, Watched
 from server.sessions.actor import Closing, Peer, Session, SessionMeans
 from server.sessions.audience import Audience
 from server.sessions.outbound import error_frame, text_limit
+from server.store.eviction import evicting
 from server.store.keys import PROMPT_CHANNEL, control_channel
 from server.store.link import Link, StoreError
 from server.store.replicas import Replicas
@@ -138,6 +139,7 @@ class Node:
             *ledger_scripts.ALL,
         )  # fmt: skip
         self.store = await Store.connect(self.parts.redis_url, every_script, settings.redis.stall_ms / 1000)
+        self.metrics.store_evicts(await evicting(self.store))
         self.hub = Hub(self.store, settings.messages.tail_bytes)
         await self.hub.start(control_channel(self.id))
         self.rollouts = Rollouts(self.store, self.prompts.shares)

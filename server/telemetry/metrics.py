@@ -90,6 +90,12 @@ class Metrics:
             multiprocess_mode="livemin",
             registry=registry,
         )
+        self._store_evicts = Gauge(
+            "tidewire_store_evicts",
+            "1 if a Redis primary had another maxmemory-policy than noeviction as this node started, else 0",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._late = Histogram(
             "tidewire_event_loop_late_seconds",
             "How much later than asked the event loop came back, ten times a second",
@@ -243,6 +249,10 @@ class Metrics:
     def store_up(self, up: bool) -> None:
         """Whether every Redis primary answers."""
         self._store_up.set(up)
+
+    def store_evicts(self, evicts: bool) -> None:
+        """Whether a Redis primary may throw keys away."""
+        self._store_evicts.set(evicts)
 
     def loop_late(self, seconds: float) -> None:
         """The event loop came back so much later than it was asked to."""
