@@ -23,7 +23,7 @@ from server.access.identity import Principal
 from server.messages import conversation as pure
 from server.messages.branch import MESSAGE_TOKENS, Branch, count_tokens
 from server.messages.conversation import Entry, Map
-from server.messages.finalize import gather
+from server.messages.finalize import GATHERED, gather
 from server.messages.hub import NOTE_CANCEL, Hub
 from server.messages.parts import given_parts, referred, whole
 from server.messages.place import (
@@ -81,6 +81,8 @@ CONTEXT_ENTRIES: Final = 2_000
 PAGE_BYTES: Final = 131_072
 ERASE_SECONDS: Final = 5.0
 ERASE_AT_ONCE: Final = 64
+SEEN_TOO_LITTLE: Final = 2
+"""Answer of `erase_v1.lua`."""
 
 
 class Feed:
@@ -601,9 +603,13 @@ class Conversations:
     async def erase(self, keys: MessageKeys, why: ProtocolError = GONE) -> bool:
         """Erase what a message holds; False if it has not ended yet. Who asks for it again is told `why`."""
         end = msgpack.packb({"error": why.as_dict(), "usage": {}, "partial": False})
-        return bool(
-            await self.store.run(ERASE, [keys.record, keys.journal, keys.standing], [end], seconds=STEP_SECONDS)
-        )
+        while True:
+            fields = await self.store.call(keys.record, "HKEYS", keys.record, seconds=STEP_SECONDS)
+            gathered = [keys.gathered(field[len(GATHERED) :]) for field in fields if field.startswith(GATHERED)]
+            place = [keys.record, keys.journal, keys.standing, *gathered]
+            answer = await self.store.run(ERASE, place, [end], seconds=STEP_SECONDS)
+            if answer != SEEN_TOO_LITTLE:
+                return bool(answer)
 
 
 def _entries(flat: Sequence[bytes]) -> list[Entry]:

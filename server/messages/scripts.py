@@ -15,6 +15,7 @@ APPEND: Final = Script.load(_LUA / "append_v1.lua")
 RELEASE: Final = Script.load(_LUA / "release_v1.lua")
 CANCEL: Final = Script.load(_LUA / "cancel_v1.lua")
 PAGE: Final = Script.load(_LUA / "page_v1.lua")
+GATHER: Final = Script.load(_LUA / "gather_v1.lua")
 FINALIZE: Final = Script.load(_LUA / "finalize_v1.lua")
 KEPT: Final = Script.load(_LUA / "kept_v1.lua")
 TAKEOVER: Final = Script.load(_LUA / "takeover_v1.lua")
@@ -44,7 +45,9 @@ _CONVERSATIONS: Final = (
     CONVERSATION_REGISTER,
     CONVERSATION_UNREGISTER,
 )
-ALL: Final = (TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, FINALIZE, KEPT, *_CONVERSATIONS)
+ALL: Final = (
+    TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, GATHER, FINALIZE, KEPT, *_CONVERSATIONS
+)  # fmt: skip
 
 MAX_RUNS: Final = 5
 """How often one message may run: the first time and four times reopened by `retry_of`."""

@@ -74,6 +74,11 @@ class MessageKeys:
         )
 
 
+    def gathered(self, suffix: bytes) -> bytes:
+        """String: what stands, while one node gathers it; the field `gather:<suffix>` of the record tells."""
+        return self.standing + b":" + suffix
+
+
 @dataclass(frozen=True, slots=True)
 class ConversationKeys:
     """The keys of one conversation, as bytes ready to be packed."""

@@ -73,7 +73,8 @@ class Board:
         await self.client.set(temporary, gathered)
         keys = [self.keys.record, self.keys.journal, self.keys.standing, temporary]
         lengths = msgpack.packb((len(gathered), 0, 0))
-        answer: int = await self.run(FINALIZE, keys, generation + b":%d" % run, lengths, 5_000, CLAIM_MS)
+        args = [generation + b":%d" % run, lengths, 5_000, CLAIM_MS, b"gather:" + generation]
+        answer: int = await self.run(FINALIZE, keys, *args)
         assert not await self.client.exists(temporary)
         return answer
 

@@ -4,10 +4,12 @@
 -- ARGV[1]  generation and run of the message, joined by ':'
 -- ARGV[2]  lengths of text, reasoning and tool calls in the gathered bytes, packed
 -- ARGV[3]  journal's time to live, milliseconds   ARGV[4]  the claim's, milliseconds
+-- ARGV[5]  field of the record that tells of KEYS[4] (`gather_v1.lua`)
 --
 -- A failure that may be reopened keeps its journal as long as its claim: its text stands until something replaces it.
 --
 -- 1 finalized, now or before · 0 it is another generation or run, or has not ended
+redis.call('HDEL', KEYS[1], ARGV[5])
 local have = redis.call('HMGET', KEYS[1], 'gen', 'run', 'state', 'standing', 'retry')
 if not have[1] or have[1] .. ':' .. have[2] ~= ARGV[1]
     or not (have[3] == 'done' or have[3] == 'failed' or have[3] == 'cancelled') then
