@@ -312,12 +312,14 @@ class Node:
         spread = min(RECONNECT_SPREAD_MS, round(self.settings.server.drain_seconds * 500))
         for peer in (*self.sessions, *self.responses):
             peer.say({"type": "goaway", "reason": "draining", "reconnect_after_ms": random.randrange(spread + 1)})
+        giving = self._owner.start(self._hand_over_waiting(), "hand over")
         await self.jobs.drain()
         try:
             async with asyncio.timeout(self.settings.server.drain_seconds):
                 await self.keeper.idle()
         except TimeoutError:
             log.warning("handing_over", messages=len(self.keeper.running))
+        giving.cancel()
         await self.keeper.abandon()
         try:
             await self.ownership.leave()
@@ -325,6 +327,18 @@ class Node:
             log.warning("left_without_word")  # the others find out by the heartbeat
         for peer in (*self.sessions, *self.responses):
             peer.close_soon(Closing(CloseCode.SERVICE_RESTART, "draining"))
+
+    async def _hand_over_waiting(self) -> None:
+        """What waits for its turn must not begin here, if there is another node that it can begin on."""
+        heir = secrets.token_hex(8)
+        while True:
+            try:
+                if self.ownership.others and self.keeper.waiting:
+                    await self.ownership.bequeath(heir)
+                    log.info("waiting_handed_over", messages=await self.keeper.hand_over_waiting(heir))
+            except (StoreError, TimeoutError) as error:
+                log.info("hand_over_put_off", error=str(error))
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self) -> None:
         """Let go of everything, in the order in which nothing misses another."""

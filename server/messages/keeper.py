@@ -30,8 +30,8 @@ from server.messages.openlist import OpenList
 from server.messages.origin import Door, Origin
 from server.messages.place import Place
 from server.messages.reader import Reader
-from server.messages.scripts import KEPT, RELEASE, TAKEOVER
-from server.messages.state import has_ended
+from server.messages.scripts import HAND_OVER, KEPT, RELEASE, TAKEOVER
+from server.messages.state import State, has_ended
 from server.messages.tally import lost_record, settlement, withdrawn
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
@@ -402,6 +402,28 @@ class Keeper:
         return await self.release(keys, generation, b"", error)
 
     # --- the end of the node --------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> list[Running]:
+        """Messages that wait for their turn and have not begun upstream."""
+        return [running for running in self.running.values() if running.life.state is State.QUEUED]
+
+    async def hand_over_waiting(self, heir: str) -> int:
+        """Give away the messages that wait; how many. Raises `StoreError` or `TimeoutError`, then it is to be repeated.
+
+        They are listed under `heir`, an incarnation that nobody runs and that the others were told is gone.
+        """
+        listed, given = OpenList(self.means.store, heir), 0
+        for running in self.waiting:
+            tag, keys = running.claim.tag, running.claim.keys
+            await listed.add(tag, seconds=STEP_SECONDS)
+            args = [running.claim.fence, heir, NOTE_OWNER]
+            if await self.means.store.run(HAND_OVER, [keys.record, keys.channel], args, STEP_SECONDS):
+                given += 1
+                # once more: whoever saw it on the list before it was given away has taken it off
+                await listed.add(tag, seconds=STEP_SECONDS)
+                running.life.interrupt()  # it sees at its next step that it is no longer its owner
+        return given
 
     async def idle(self) -> None:
         """Wait until nothing runs here, nothing is being claimed, and everything that ended is finished."""

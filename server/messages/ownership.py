@@ -91,7 +91,7 @@ class Ownership:
         self._busy: set[tuple[str, Link]] = set()
         self._idle_since: dict[str, float] = {}
         self.others = 0
-        """How many other nodes are on the list."""
+        """How many other nodes are on the list and have not let go."""
         self._known: dict[bytes, set[str]] = {}
         """What the lists of nodes held when their primary last answered."""
 
@@ -119,6 +119,11 @@ class Ownership:
             await self.store.call(GONE, "SADD", GONE, self.node, seconds=5.0)
         else:
             await self._strike_off(self.node)
+
+    async def bequeath(self, heir: str) -> None:
+        """Tell the others to take what is listed under `heir`, a name that never beats. May be repeated."""
+        for key in (GONE, NODES):
+            await self.store.call(key, "SADD", key, heir, seconds=5.0)
 
     async def close(self) -> None:
         """Stop beating."""
@@ -159,7 +164,7 @@ class Ownership:
         nodes, gone = await asyncio.gather(self._members(NODES), self._members(GONE))
         if self.node not in nodes:  # struck off while it was paused
             await self.store.call(NODES, "SADD", NODES, self.node, seconds=SLOW_READ_SECONDS)
-        self.others = len(nodes - {self.node})
+        self.others = len(nodes - gone - {self.node})
         others = sorted(nodes - {self.node})
         if not others:
             return

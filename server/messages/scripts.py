@@ -19,6 +19,7 @@ GATHER: Final = Script.load(_LUA / "gather_v1.lua")
 FINALIZE: Final = Script.load(_LUA / "finalize_v1.lua")
 KEPT: Final = Script.load(_LUA / "kept_v1.lua")
 TAKEOVER: Final = Script.load(_LUA / "takeover_v1.lua")
+HAND_OVER: Final = Script.load(_LUA / "hand_over_v1.lua")
 QUEUE: Final = Script.load(_LUA / "queue_v1.lua")
 RESOLVE: Final = Script.load(_LUA / "resolve_v1.lua")
 ERASE: Final = Script.load(_LUA / "erase_v1.lua")
@@ -46,7 +47,7 @@ _CONVERSATIONS: Final = (
     CONVERSATION_UNREGISTER,
 )
 ALL: Final = (
-    TAKEOVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, GATHER, FINALIZE, KEPT, *_CONVERSATIONS
+    TAKEOVER, HAND_OVER, CLAIM, START_ATTEMPT, APPEND, RELEASE, CANCEL, PAGE, GATHER, FINALIZE, KEPT, *_CONVERSATIONS
 )  # fmt: skip
 
 MAX_RUNS: Final = 5

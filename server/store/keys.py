@@ -73,7 +73,6 @@ class MessageKeys:
             channel=f"{base}ch".encode(),
         )
 
-
     def gathered(self, suffix: bytes) -> bytes:
         """String: what stands, while one node gathers it; the field `gather:<suffix>` of the record tells."""
         return self.standing + b":" + suffix
