@@ -417,9 +417,12 @@ async def test_a_large_part_is_stored_once_and_sent_by_reference(here: Place) ->
         await chat(client, "m1", [{"type": "text", "text": "script tokens=3"}, image])
         part = (await history(client))["messages"][0]["content"][1]
         assert part["type"] == "image_url"
-        await chat(
-            client, "m2", [{"type": "text", "text": "script tokens=4"}, {"type": "image_url", "ref": part["ref"]}]
-        )
+        by_reference = {"type": "image_url", "ref": part["ref"]}
+        await chat(client, "m2", [{"type": "text", "text": "script tokens=4"}, by_reference])
+        first = user([{"type": "text", "text": "script tokens=3"}, image])
+        second = user([{"type": "text", "text": "script tokens=4"}, image])
+        sent = [[first], [first, answer([first]), second]]
+        assert told(here.upstream) == [message_hash(messages) for messages in sent], "the upstream gets the data itself"
         got = await ask(client, "part", ref=part["ref"])
         assert (got["total"], got["data"][:30]) == (part["bytes"], '{"type":"image_url","image_url')
         await say(client, "m3", [{"type": "image_url", "ref": "0" * 64}])
