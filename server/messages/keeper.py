@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 RETRY_SECONDS: Final = 0.25
 JUMP: Final = 2**20
-"""After a takeover the seqs begin at least this much further on, and at most twice as far."""
+"""After a takeover or a reopening the seqs begin at least this much further on, and at most twice as far."""
 STEP_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 5.0
 REPLICA_SECONDS: Final = 1.0
@@ -278,6 +278,10 @@ class Keeper:
         """Repeat an idempotent step until Redis has done it; its result."""
         return await until_redis_answers(step, RETRY_SECONDS)
 
+    def jump(self) -> int:
+        """How far the seqs jump where another owner, or another run, goes on with a message."""
+        return JUMP + self._chance.randrange(JUMP)
+
     # --- adopting -------------------------------------------------------------------------------------------------
 
     async def adopt(self, tag: str, dead: str) -> bool:
@@ -296,9 +300,11 @@ class Keeper:
     async def _adopt(self, tag: str, dead: str) -> bool:
         keys, store = MessageKeys.of(tag), self.means.store
         await self.open.add(tag, seconds=STEP_SECONDS)
-        jump = JUMP + self._chance.randrange(JUMP)
         reply: list[Any] = await store.run(
-            TAKEOVER, [keys.record, keys.journal, keys.channel], [dead, self.node, jump, NOTE_OWNER], STEP_SECONDS
+            TAKEOVER,
+            [keys.record, keys.journal, keys.channel],
+            [dead, self.node, self.jump(), NOTE_OWNER],
+            STEP_SECONDS,
         )
         verdict = reply[0] if reply else b""
         if verdict == b"taken":

@@ -250,6 +250,7 @@ class Messages:
             MAX_RUNS,
             self.node,
             generation,
+            self.keeper.jump(),
             *([] if attaches_only else _record_of(wish, generation)),
         ]
         reply: list[Any] = await store.run(CLAIM, [keys.record, keys.journal, keys.standing], args)
@@ -424,7 +425,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         user_tag=wish.user,
         payer=payer_of(who, request.get("model", DEFAULT_ROUTE)),
         head=head,
-        first=head + 1,
+        first=int(reply[9]) + 1 if reopened else 1,
         attempts=max(made),  # Redis may have lost the number of an attempt whose record came later
         records=records,
         reason=Reason("retried", ATTEMPT_REASONS["retried"]) if reopened else None,

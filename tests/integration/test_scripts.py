@@ -45,12 +45,18 @@ class Board:
         return await self.store.run(script, keys, list(args), seconds=5.0)
 
     async def claim(
-        self, fp: str = "fp", retry_of: Any = "", node: str = NODE, salt: str | None = None, runs: int = MAX_RUNS
+        self,
+        fp: str = "fp",
+        retry_of: Any = "",
+        node: str = NODE,
+        salt: str | None = None,
+        runs: int = MAX_RUNS,
+        jump: int = 0,
     ) -> list[bytes]:
         salt = salt or f"salt{next(self.numbers)}"
         keys = [self.keys.record, self.keys.journal, self.keys.standing]
         reply: list[bytes] = await self.run(
-            CLAIM, keys, fp, CLAIM_MS, retry_of, runs, node, salt, "req", b"{}", "id", "m1", "gen", f"gen-{salt}"
+            CLAIM, keys, fp, CLAIM_MS, retry_of, runs, node, salt, jump, "req", b"{}", "id", "m1", "gen", f"gen-{salt}"
         )
         return reply
 
@@ -191,8 +197,8 @@ async def test_a_temporary_failure_is_reopened_once_by_its_seq(board: Board) -> 
     reopened = [reply for reply in replies if reply[0] == b"reopened"]
     assert len(reopened) == 1
     assert all(reply[0] == b"have" for reply in replies if reply not in reopened)
-    _, new_fence, head, attempts, gen, run, records, request, origin = reopened[0]
-    assert (request, origin) == (b"{}", b"")
+    _, new_fence, head, attempts, gen, run, records, request, origin, tip = reopened[0]
+    assert (request, origin, tip) == (b"{}", b"", b"2")
     assert (head, attempts, gen, run, records) == (b"2", b"1", generation, b"2", b"RECORDS")
     assert new_fence.startswith(b"2:")
     record = await board.record()
@@ -203,6 +209,18 @@ async def test_a_temporary_failure_is_reopened_once_by_its_seq(board: Board) -> 
     assert not await board.client.exists(board.keys.standing)
     assert await board.append(fence, 2, 3, [T2]) == -1  # the old owner cannot write any more
     assert await board.append(new_fence, 2, 3, [T2]) == 1
+
+
+async def test_a_reopened_run_begins_further_on(board: Board) -> None:
+    """Were Redis to lose it, and the failure to be reopened anew, no seq would stand for two different events."""
+    await failed(board)
+    reply = await board.claim(retry_of=2, jump=1000)
+    assert (reply[2], reply[9]) == (b"2", b"1002")
+    record = await board.record()
+    assert (record["head"], record["tip"]) == ("2", "1002")
+    assert await board.append(reply[1], 2, 3, [T2]) == -3
+    assert await board.append(reply[1], 2, 1003, [T2]) == 1
+    assert (await board.record())["head"] == "1003"
 
 
 @pytest.mark.parametrize("retry", ["", "0"])

@@ -15,6 +15,7 @@ CAUGHT_BY: Final = {
     "merge-off-by-one": 0,
     "lease-ignored": 0,
     "same-seq-after-takeover": 8,
+    "same-seq-after-reopening": 8,
     "one-missed-beat": 25,
     "freeze-kills": 317,
     "re-batched-retry": 66,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import SimNode, World
 
 LEAST_JUMP: Final = 2**20
+TOLD_ARGS: Final = {"start_attempt": 2, "gather": 1, "finalize": 4}
+"""How many arguments of a script the trace shows, where one more holds the real time or comes from the real chance."""
 TAKEOVER_SLACK_SECONDS: Final = 2.0
 """How much longer than `takeover_seconds` a takeover may take (G4: 5 s with the default of 3)."""
 SESSION_BYTES: Final = 400_000
@@ -183,7 +185,7 @@ class Check:
             return
         if self.world.tracing:
             shown = reply[:4] if isinstance(reply, list) else reply
-            args = command[3 + command[2] :][: 2 if script == "start_attempt" else 6]  # the third holds the real time
+            args = command[3 + command[2] :][: TOLD_ARGS.get(script, 6)]
             self.world.note(host.name, "redis", script, _short(args), "->", _short([shown]))
         if watch is not None:
             keys = command[3 : 3 + command[2]]
@@ -214,7 +216,7 @@ class Check:
                 truth.now = Timeline()
         elif reply[0] == b"reopened" and truth is not None:
             truth.reopened += 1
-            truth.jumped = b""
+            truth.jumped = reply[1]
             truth.owner, truth.stopped = host.name, False
 
     def _released(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
@@ -290,7 +292,7 @@ class Check:
         if truth.jumped == fence:
             truth.jumped = b""
             if first - prev < LEAST_JUMP:
-                self.fail("G4", f"{truth.id}: no jump after a takeover ({prev} -> {first})")
+                self.fail("G4", f"{truth.id}: no jump after a takeover or a reopening ({prev} -> {first})")
         now.append(last, data, fence)
         self._is_upstreams(truth, now.texts[-1])
 

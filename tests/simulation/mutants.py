@@ -226,6 +226,11 @@ MUTANTS: Final = (
         "a takeover does not jump",
         ((_TAKEOVER, b"tonumber(have[4]) + tonumber(ARGV[3])", b"tonumber(have[4])"),),
     ),
+    Mutant(
+        "same-seq-after-reopening",
+        "a reopened failure goes on with the next seq",
+        ((_CLAIM, b"tonumber(have[3]) + tonumber(ARGV[7])", b"tonumber(have[3])"),),
+    ),
     Mutant("one-missed-beat", "a heart that missed one beat is dead", (), _methods((Observer, "__init__", _impatient))),
     Mutant(
         "freeze-kills",
