@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from contextlib import AsyncExitStack
 
 from protocol.client.aio import Client, ClientEvent, connect
 from protocol.client.events import AttemptStarted, GoingAway, Resyncing
 from protocol.client.message import MessageState
 from protocol.client.timing import Backoff
+from server.node import RECONNECT_SPREAD_MS
 from tests.chaos.audit import Verdict
 from tests.chaos.proxy import proxying, shuffled
 from tests.chaos.rig import Rig, ask, rig
 from tests.processes import ServeProcess
 from tests.upstreams.script import expected_text
+from tests.wire import wire
 
 CLIENTS = 12
 DRAIN_SECONDS = 5.0
+SOCKETS = 128
 
 
 class _User:
@@ -90,9 +95,26 @@ async def test_g10_a_rolling_restart_of_four_nodes_under_load_costs_only_reconne
         assert sum(user.goaways for user in users) >= CLIENTS / 2
         assert sum(user.client.reconnects for user in users) >= CLIENTS / 2
         assert [user.restarts for user in users] == [[]] * CLIENTS
+        assert [user.gaps for user in users] == [0] * CLIENTS
         await _check(r, users)
         asked = sum(len(user.asked) for user in users)
         print(f"{asked} messages, {sum(user.client.reconnects for user in users)} reconnects")
+
+
+async def test_g10_the_clients_of_a_node_that_leaves_are_told_to_come_back_spread_over_time(valkey_url: str) -> None:
+    async with rig(valkey_url, 1, server={"drain_seconds": DRAIN_SECONDS}) as r, AsyncExitStack() as stack:
+        (leaving,) = r.nodes
+        sockets = [await stack.enter_async_context(wire(leaving.url)) for _ in range(SOCKETS)]
+        await sockets[0].ask("running", "script tokens=20 hang=mid")  # so that the drain takes its time
+        await sockets[0].type("delta")
+        async with asyncio.TaskGroup() as group:
+            stopping = group.create_task(leaving.stop())
+            told = [(await socket.type("goaway"))["reconnect_after_ms"] for socket in sockets]
+            await sockets[0].send({"type": "cancel", "id": "running"})
+        assert stopping.result() == 0
+    assert 0 <= min(told) <= max(told) <= RECONNECT_SPREAD_MS
+    quarters = Counter(min(3, 4 * wait // RECONNECT_SPREAD_MS) for wait in told)
+    assert all(quarters[number] >= SOCKETS / 16 for number in range(4)), "a quarter of the time stays nearly unused"
 
 
 async def test_g10_what_cannot_finish_in_time_is_handed_over_at_once_and_visibly(valkey_url: str) -> None:
