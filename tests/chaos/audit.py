@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 from redis.asyncio import Redis
@@ -21,6 +21,23 @@ from tests.upstreams.script import message_hash, reply_to
 Map = dict[str, Any]
 LOST = "owner_lost"
 """Outcome of an attempt whose node died."""
+
+
+class Tokens(NamedTuple):
+    """Tokens in and out."""
+
+    input: int = 0
+    output: int = 0
+
+    @classmethod
+    def of(cls, usages: Iterable[Mapping[str, int]]) -> Tokens:
+        """The sum of usages as the upstream's log has them."""
+        found = list(usages)
+        return cls(sum(usage["input"] for usage in found), sum(usage["output"] for usage in found))
+
+    def plus(self, other: Tokens) -> Tokens:
+        """The sum."""
+        return Tokens(self.input + other.input, self.output + other.output)
 
 
 class UpstreamLog:
@@ -61,6 +78,11 @@ class UpstreamLog:
         """Calls in all."""
         self._read()
         return sum(map(len, self._starts.values()))
+
+    def usage(self) -> Tokens:
+        """The tokens of every usage that was told, to whatever call."""
+        self._read()
+        return Tokens.of(end["usage"] for end in self._ends.values() if end.get("usage"))
 
 
 @dataclass(slots=True)
@@ -200,9 +222,17 @@ def unbooked(stored: Iterable[Stored], rows: Mapping[str, Sequence[Map]]) -> lis
 
 
 def audit_ledger(
-    messages: Sequence[Mapping[str, Any]], stored: Stored | None, rows: Sequence[Map], log: UpstreamLog, model: str
+    messages: Sequence[Mapping[str, Any]],
+    stored: Stored | None,
+    rows: Sequence[Map],
+    log: UpstreamLog,
+    model: str,
+    forgotten: bool = False,
 ) -> list[str]:
-    """Compare what the ledger says of one message with what the upstream did, and with the records in Redis."""
+    """Compare what the ledger says of one message with what the upstream did, and with the records in Redis.
+
+    `forgotten`: see `audit`.
+    """
     wrong: list[str] = []
     keys = [(row["generation"], row["attempt"]) for row in rows]
     if len(set(keys)) != len(keys):
@@ -216,17 +246,15 @@ def audit_ledger(
                 wrong.append(
                     f"{row['message_id']}: attempt {row['attempt']} is booked otherwise than recorded: {differ}"
                 )
-    return wrong + _audit_sums(messages, rows, log, model)
+    return wrong + match_usage(messages, rows, log, forgotten).wrong + _audit_sums(messages, rows, log, model)
 
 
 def _audit_sums(messages: Sequence[Mapping[str, Any]], rows: Sequence[Map], log: UpstreamLog, model: str) -> list[str]:
-    """To the token where the upstream was heard to its end; where it was cut off, no more than it wrote."""
+    """Where the upstream was cut off, no more than it wrote."""
     if not rows:
         return []
-    wrong, whole = [], reply_to(messages, model).output_tokens
-    told = [row["output_tokens"] for row in rows if row["source"] == "provider"]
-    if any(tokens != whole for tokens in told):
-        wrong.append(f"{rows[0]['message_id']}: {told} tokens booked, the upstream told {whole}")
+    wrong: list[str] = []
+    whole = reply_to(messages, model).output_tokens
     ends = [log.end(call) or {} for call in log.calls(messages)]
     written = sum(max(end.get("chunks", 0), whole if end.get("whole") else 0) for end in ends)
     counted = sum(row["output_tokens"] for row in rows if row["source"] in ("provider", "counted"))
@@ -238,4 +266,58 @@ def _audit_sums(messages: Sequence[Mapping[str, Any]], rows: Sequence[Map], log:
         for row in rows
         if row["source"] == "estimated" and all(ends) and 4 * (row["output_tokens"] - 1) > longest
     ]
+    return wrong
+
+
+@dataclass(slots=True)
+class Usage:
+    """The usages that the upstream told for one message, beside the rows that are booked as told by it."""
+
+    booked: Tokens = field(default_factory=Tokens)
+    """Of the rows whose source is `provider`."""
+    unheard: Tokens = field(default_factory=Tokens)
+    """Told to an attempt that has no such row: its node died, or it was stopped, before the usage came through."""
+    wrong: list[str] = field(default_factory=list)
+
+
+def match_usage(
+    messages: Sequence[Mapping[str, Any]], rows: Sequence[Map], log: UpstreamLog, forgotten: bool = False
+) -> Usage:
+    """Find the call of each row that is booked as told by the provider: the same tokens in and out, and no call twice.
+
+    `forgotten`: see `audit`.
+    """
+    told = [Tokens.of([end["usage"]]) for call in log.calls(messages) if (end := log.end(call)) and end.get("usage")]
+    left, found = list(told), Usage()
+    for row in rows:
+        name = f"{row['message_id']}: attempt {row['attempt']}"
+        booked = Tokens(row["input_tokens"], row["output_tokens"])
+        if row["source"] != "provider":
+            if row["outcome"] == "done" and left:
+                found.wrong.append(f"{name} is done and booked as {row['source']}, the upstream told {told}")
+            continue
+        found.booked = found.booked.plus(booked)
+        if booked in left:
+            left.remove(booked)
+        else:
+            found.wrong.append(f"{name} is booked with {booked}, the upstream told {told}")
+    for usage in left:
+        found.unheard = found.unheard.plus(usage)
+    unsure = sum(row["source"] != "provider" for row in rows)
+    if len(left) > unsure and not forgotten:
+        found.wrong.append(f"{len(left)} usages that the upstream told are not booked, {unsure} rows can be theirs")
+    return found
+
+
+def audit_totals(found: Iterable[Usage], sums: Mapping[str, Tokens], log: UpstreamLog) -> list[str]:
+    """Compare the ledger's own sums with all that the upstream ever told; `sums`: those of its report, by source."""
+    booked = unheard = Tokens()
+    for usage in found:
+        booked, unheard = booked.plus(usage.booked), unheard.plus(usage.unheard)
+    told, reported = log.usage(), sums.get("provider", Tokens())
+    wrong = []
+    if reported != booked:
+        wrong.append(f"the ledger's report sums {reported} as told by the provider, its rows {booked}")
+    if reported.plus(unheard) != told:
+        wrong.append(f"{reported} reported and {unheard} not heard, the upstream told {told} in all")
     return wrong

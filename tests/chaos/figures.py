@@ -82,6 +82,8 @@ class Figures:
                 f" / {count['refused']}"),
             *((kind.replace("_", "-"), str(count[kind])) for kind in ZEROS),
             ("claims that Redis lost; calls made again for them", f"{count['forgotten']}; {count['generated_again']}"),
+            ("output tokens: told upstream / booked as told / unheard", f"{count['tokens_told']} /"
+                f" {count['tokens_booked']} / {count['tokens_unheard']}"),
             ("from a kill to the survivor's call upstream", _told(told["takeover_seconds"])),
             ("from a kill to the first new delta at a client", _told(told["recovery_seconds"])),
             ("resume latency", _told(told["resume_seconds"])),

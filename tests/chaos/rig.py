@@ -14,7 +14,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from server.ledger.book import Book
-from tests.chaos.audit import Stored, UpstreamLog, Verdict, audit, rows_by_message, stored_messages, unbooked
+from server.ledger.report import LATEST_MS, Query
+from tests.chaos.audit import Stored, Tokens, UpstreamLog, Verdict, audit, rows_by_message, stored_messages, unbooked
 from tests.processes import ServeProcess, serve_config, serving_processes
 from tests.upstreams.scripted import process as scripted
 from tests.wire import Wire, eventually
@@ -59,6 +60,19 @@ class Rig:
                 book.close()
 
         return rows_by_message(await asyncio.to_thread(read))
+
+    async def reported(self) -> dict[str, Tokens]:
+        """The ledger's report of everything that was spent: tokens by their source."""
+
+        def read() -> list[dict[str, Any]]:
+            book = Book.open(self.ledger)
+            try:
+                return book.report(Query(("source",), 0, LATEST_MS))
+            finally:
+                book.close()
+
+        groups = await asyncio.to_thread(read)
+        return {group["by_0"]: Tokens(group["input_tokens"], group["output_tokens"]) for group in groups}
 
     async def all_booked(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of the ledger by message, once every attempt in Redis has its row."""

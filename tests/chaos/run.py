@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from tests.chaos.audit import Stored, audit_ledger, unbooked
+from tests.chaos.audit import Stored, audit_ledger, audit_totals, match_usage, unbooked
 from tests.chaos.clients import STUCK_SECONDS, Crowd, added_delays
 from tests.chaos.cluster import Cluster, cluster
 from tests.chaos.faults import Fault, Store, schedule
@@ -279,6 +279,7 @@ async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
     figures = crowd.figures
     stored = await _all_settled(r)
     rows = await _all_booked(r, stored, figures)
+    await _check_totals(r, crowd, rows)
     for asked in crowd.asked.values():
         message = stored.get(asked.id)
         if asked.accepted and message is None and asked.end is None:
@@ -296,7 +297,7 @@ async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
                 figures.problem(kind, text)
         for text in verdict.unpaid:
             figures.problem("double_billed", text)
-        for text in audit_ledger(asked.messages, message, rows.get(asked.id, ()), r.log, MODEL):
+        for text in audit_ledger(asked.messages, message, rows.get(asked.id, ()), r.log, MODEL, asked.forgotten > 0):
             figures.problem("misbooked", text)
         if message is not None:
             figures.counts["takeovers"] += sum(record["outcome"] == "owner_lost" for record in message.records)
@@ -309,6 +310,22 @@ async def _check(r: Rig, crowd: Crowd, trouble: Trouble) -> None:
         if asked.id in trouble.killed:
             _note_recovery(asked.restarted_at, r.log.calls(asked.messages), trouble.killed[asked.id], figures)
     figures.counts["upstream_calls"] = r.log.count()
+
+
+async def _check_totals(r: Rig, crowd: Crowd, rows: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """The whole ledger against the whole log: what was told is what is booked, or was never heard by who asked."""
+    figures = crowd.figures
+    usages = [
+        match_usage(asked.messages, rows.get(asked.id, ()), r.log, asked.forgotten > 0)
+        for asked in crowd.asked.values()
+    ]
+    for text in audit_totals(usages, await r.reported(), r.log):
+        figures.problem("misbooked", text)
+    for message_id in rows.keys() - crowd.asked.keys():
+        figures.problem("misbooked", f"{message_id}: in the ledger, and nobody asked for it")
+    figures.counts["tokens_told"] = r.log.usage().output
+    figures.counts["tokens_booked"] = sum(usage.booked.output for usage in usages)
+    figures.counts["tokens_unheard"] = sum(usage.unheard.output for usage in usages)
 
 
 def _note_recovery(

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from tests.upstreams.chat_steps import Act, Request, Step, piece_of_trouble
+from tests.upstreams.chat_steps import Act, Request, Step, piece_of_trouble, tokens
 from tests.upstreams.scripted import ScriptedUpstream
 
 _ERRORS = {
@@ -47,6 +47,7 @@ class AnthropicUpstream(ScriptedUpstream):
         if not script.no_finish:
             usage = {} if script.no_usage else {"usage": {"output_tokens": reply.output_tokens}}
             yield due, _event("message_delta", delta=delta, **usage), 0
+            request.told = tokens(reply) if usage else None
             yield due, _event("message_stop") * (2 if script.doubled_done else 1), 0
         yield due, Act.END, 0
 
@@ -54,6 +55,7 @@ class AnthropicUpstream(ScriptedUpstream):
         """A whole message."""
         usage = {"input_tokens": request.reply.input_tokens, "output_tokens": request.reply.output_tokens}
         stop = _STOPS[request.reply.finish_reason]
+        request.told = tokens(request.reply)
         return {**_message(request), "content": [{"type": "text", "text": text}], "stop_reason": stop, "usage": usage}
 
     def error(self, message: str, status: int, code: str = "") -> dict[str, Any]:

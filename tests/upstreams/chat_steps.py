@@ -36,6 +36,8 @@ class Request:
     reply: Reply
     script: Script
     started: float = field(default_factory=time.time)
+    told: dict[str, int] | None = None
+    """The tokens (`input`, `output`) of the usage, once it is written."""
 
     @property
     def model(self) -> str:
@@ -65,7 +67,8 @@ def steps(request: Request) -> Iterator[Step]:
     if not script.no_finish:
         yield pieces, dress(_payload(request, b"{}", reply.finish_reason)), 0
     if not script.no_usage and (request.body.get("stream_options") or {}).get("include_usage"):
-        yield pieces, dress(orjson.dumps({**_base(request), "choices": [], "usage": _usage(reply)})), 0
+        yield pieces, dress(orjson.dumps({**_base(request), "choices": [], "usage": _usage(request.reply)})), 0
+        request.told = tokens(request.reply)  # it is asked for the next step once this one is written
     if not script.no_done:
         yield pieces, dress(b"[DONE]") * (2 if script.doubled_done else 1), 0
     yield pieces, Act.END, 0
@@ -190,7 +193,13 @@ def completion(request: Request, text: str) -> dict[str, Any]:
     if reply.tool_calls:
         message["tool_calls"] = reply.tool_calls
     choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+    request.told = tokens(reply)
     return {**_base(request), "object": "chat.completion", "choices": [choice], "usage": _usage(reply)}
+
+
+def tokens(reply: Reply) -> dict[str, int]:
+    """What the log has of the usage that an answer tells."""
+    return {"input": reply.input_tokens, "output": reply.output_tokens}
 
 
 def _usage(reply: Reply) -> dict[str, Any]:

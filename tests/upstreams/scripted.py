@@ -6,7 +6,8 @@ It prints `listening http://127.0.0.1:PORT` and appends one JSON line per reques
 write per line), which tests outside this process take as the truth about what was asked and paid for:
 
     {"event": "start", "request": "r1", "t": …, "hash": …, "model": …, "stream": true, "user": …, "idempotency_key": …}
-    {"event": "end", "request": "r1", "t": …, "chunks": 300, "text_bytes": 1700, "client_gone": false, …}
+    {"event": "end", "request": "r1", "t": …, "chunks": 300, "text_bytes": 1700, "client_gone": false,
+     "usage": {"input": 12, "output": 300}, …}
 
 `POST /v1/chat/completions`, `GET /v1/models`, `GET /health`; `GET /admin/requests` answers the log, `PUT /admin/faults`
 with `{"model": "primary", "faults": "status=500", "times": 3}` sets faults for a model (`*`: every model) and
@@ -329,11 +330,12 @@ class Connection(asyncio.Protocol):
             self.transport.write(_head(200, f"content-type: text/html\r\ncontent-length: {len(HTML)}") + HTML)
         else:
             text = "".join(request.reply.tokens)
+            body = self._server.completion(request, text)
             self._log_end(request, chunks=len(request.reply.tokens), text_bytes=len(text.encode()), whole=True)
-            self._answer(self._server.completion(request, text))
+            self._answer(body)
 
     def _log_end(self, request: Request, **found: Any) -> None:
-        entry = {"chunks": 0, "text_bytes": 0, "client_gone": False, "whole": False, **found}
+        entry = {"chunks": 0, "text_bytes": 0, "client_gone": False, "whole": False, "usage": request.told, **found}
         self._server.record(event="end", request=request.number, t=time.time(), model=request.model, **entry)
 
 
@@ -440,6 +442,7 @@ class Stream:
             model=self._request.model,
             chunks=self._pieces,
             text_bytes=len(said.encode()),
+            usage=self._request.told,
             **{"client_gone": False, "whole": False, **found},
         )
         self._connection.finished()
