@@ -161,6 +161,7 @@ class _Connection:
             "options": dict(call.options),
             "max_output_tokens": call.max_output_tokens,
             "user": call.user if "user" in spec.identity else None,
+            "safety_identifier": call.user if "safety_identifier" in spec.identity else None,
             "tags": dict(call.tags) if "metadata" in spec.identity else {},
         }
         self.send(Kind.CALL, answer.number, spec.name, request)

@@ -96,6 +96,12 @@ def sender(send: Callable[..., Awaitable[httpx.Response]]) -> Callable[..., Awai
     return limited
 
 
+OPENAI_FORMAT: Final = frozenset({"openai", "custom_openai", "hosted_vllm"})
+"""litellm's names for whatever speaks OpenAI's format at an address of one's own; it does not send `metadata` there."""
+TAKE_USER: Final = OPENAI_FORMAT | {"groq", "together_ai", "openrouter"}
+"""Providers that take `user`, but get it from litellm only for models that it knows, or never."""
+
+
 class Worker:
     """Every target this process serves, and the connections of the server processes."""
 
@@ -210,14 +216,32 @@ def arguments(settings: Mapping[str, Any], request: Mapping[str, Any]) -> dict[s
         found["api_key"] = settings["api_key"]
     if request.get("max_output_tokens") is not None:
         found["max_tokens"] = request["max_output_tokens"]
-    if request.get("user") is not None:
-        found["user"] = request["user"]
-    if tags := request.get("tags"):
-        found["metadata"] = {**tags, "tags": [f"{name}:{value}" for name, value in tags.items()]}
+    found.update(identity(settings, request))
     if found.get("tools"):
         found["_skip_mcp_handler"] = (
             True  # else litellm 1.106 imports its proxy's MCP gateway, which needs more packages
         )
+    return found
+
+
+def identity(settings: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments that tell the provider whom a call is for: pseudonym and tags, as far as it takes them."""
+    provider, user, tags = settings["model"].partition("/")[0], request.get("user"), request.get("tags")
+    found: dict[str, Any] = {}
+    if request.get("safety_identifier") is not None:
+        found["safety_identifier"] = request["safety_identifier"]
+    if user is not None:
+        found["user"] = user
+        if provider in TAKE_USER:
+            found["allowed_openai_params"] = ["user"]
+    if tags:
+        listed = [f"{name}:{value}" for name, value in tags.items()]
+        # litellm gives Anthropic a `user_id` that it finds here, in place of the pseudonym
+        found["metadata"] = {**{name: value for name, value in tags.items() if name != "user_id"}, "tags": listed}
+        if provider == "litellm_proxy":
+            found["extra_body"] = {"metadata": {**tags, "tags": listed}}
+        elif provider in OPENAI_FORMAT and settings.get("base_url"):
+            found["extra_body"] = {"metadata": dict(tags)}
     return found
 
 
