@@ -69,7 +69,7 @@ def as_message(message_id: str, got: Whole) -> dict[str, Any]:
         "reasoning": got.reasoning or None,
         "tool_calls": whole_calls(got.calls) or None,
         "finish_reason": end.get("finish_reason"),
-        "usage": end.get("usage"),
+        "usage": end.get("usage") or None,  # what is left of an erased message tells none
         "cost_usd": end.get("cost_usd"),
         "prompt": details.prompt,
         "attempts": [_attempt(attempt) for attempt in details.attempts],

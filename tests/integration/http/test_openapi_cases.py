@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.generation.meta import TestPhase
 
 from server.http.openapi import JSONL, document
 from server.jobs.job import job_id
@@ -26,12 +28,16 @@ KEY = "tw_key-for-made-up-requests"
 KNOWN = "known"
 TO_DELETE = "to-delete"
 JOBS = "/v1/jobs"
-CASES = 30
-"""Per operation and run."""
+CASES, FEW_CASES = 30, 4
+"""Per operation and run: the long one and the short one."""
 BUSY = 5
 """How often a request that was refused for want of time is made again."""
 
+ALL_DERIVED, SAMPLED = 60, 20
+"""In the short run: so many derived cases of an operation, then one of so many."""
+
 _NUMBERS = itertools.count()
+_derived: Counter[str] = Counter()
 load_all_checks()
 
 
@@ -115,20 +121,38 @@ def make_sensible(case: Any) -> None:
         case.body = {**body, "messages": turns("script tokens=3")}
 
 
-@schema.parametrize()
-@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@pytest.mark.slow
-def test_the_server_does_what_the_document_says(case: Any, url: str) -> None:
+def check(case: Any, url: str) -> None:
+    """Make one request, and hold the answer against the document."""
     fits = case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE
     if fits and next(_NUMBERS) % 2:
         make_sensible(case)
+    key = {"Authorization": f"Bearer {KEY}"}
+    case.headers.update(key)  # where it was left out on purpose, the judgement is on all the rest
     for _ in range(BUSY):
-        response = case.call(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20)
+        response = case.call(base_url=url, headers=key, timeout=20)
         if response.status_code != 503:
             break  # a machine with too much to do may not answer in time: that is what 503 says
     case.validate_response(
         response,
-        headers={"Authorization": f"Bearer {KEY}"},
+        headers=key,
         excluded_checks=[CHECKS.get_one(name) for name in EXCLUDED],
         transport_kwargs={"base_url": url, "timeout": 20},
     )
+
+
+@schema.parametrize()
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@pytest.mark.slow
+def test_the_server_does_what_the_document_says(case: Any, url: str) -> None:
+    check(case, url)
+
+
+@schema.parametrize()
+@settings(max_examples=FEW_CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_a_few_requests_of_every_operation(case: Any, url: str) -> None:
+    """All that schemathesis derives from small operations, and a sample of the thousands that it does from items."""
+    if case.meta is not None and case.meta.phase.name is TestPhase.COVERAGE:
+        _derived[case.operation.label] += 1
+        if _derived[case.operation.label] > ALL_DERIVED and _derived[case.operation.label] % SAMPLED:
+            return
+    check(case, url)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 import redis.asyncio
 
-from server.http.api_models import ExportLine, UserDeleted
+from server.http.api_models import ExportLine, Message, UserDeleted
 from tests.integration.http.client import CHAT, MODEL, Place, events, place, refused, turns
 from tests.integration.http.test_messages import KEY, PLAIN_KEY, SECRET, bearer, sha
 from tests.upstreams.script import expected_text
@@ -184,6 +184,9 @@ async def test_deletion_really_deletes_one_user_and_nobody_else(here: Place, by_
     body = {"messages": turns(f"script tokens=8 reasoning=3 tool=weather\n{HIDDEN}")}
     async with here.request("POST", CHAT, json=body, headers=headers) as answer:
         await refused(answer, 404, "message_unknown")
+    async with here.request("GET", "/v1/messages/m4", **bearer(anna)) as answer:
+        shown = Message.model_validate(await answer.json())
+        assert (shown.state, shown.text, shown.usage) == ("failed", "", None)
     async with here.request("DELETE", OWN, **bearer(anna)) as answer:  # again: nothing is left to do
         assert (await answer.json())["conversations"] == 0
 
