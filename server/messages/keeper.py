@@ -35,7 +35,7 @@ from server.messages.state import State, has_ended
 from server.messages.tally import lost_record, settlement, withdrawn
 from server.quotas.base import Payer, Used
 from server.routing.attempts import Reason, Shown
-from server.store.keys import MessageKeys, active_set, hold_id, message_index, user_tag
+from server.store.keys import GONE, MessageKeys, active_set, hold_id, message_index, user_tag
 from server.telemetry.tasks import TaskOwner
 
 log = structlog.get_logger("messages")
@@ -322,6 +322,9 @@ class Keeper:
             owner = await store.call(keys.record, "HGET", keys.record, "owner", seconds=STEP_SECONDS)
             if owner == self.node.encode():  # taken by a call whose reply was lost
                 return await self._adopt(tag, self.node)
+            if owner and await store.call(GONE, "SISMEMBER", GONE, owner, seconds=STEP_SECONDS):
+                # it was given away by `dead`, which did not live to list it under that name
+                return await self._adopt(tag, owner.decode())
             await self._unlist(tag)
         return True
 

@@ -17,12 +17,13 @@ from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
 from server.messages.hub import NOTE_OWNER
+from server.messages.openlist import OpenList
 from server.messages.origin import Origin
 from server.messages.request import stored
 from server.messages.scripts import START_ATTEMPT, TAKEOVER
 from server.messages.service import Wish, _claimed
 from server.node import Node
-from server.store.keys import MessageKeys, message_tag, open_set
+from server.store.keys import GONE, MessageKeys, message_tag, open_set
 from tests.chaos.audit import UpstreamLog, Verdict, audit, stored_messages
 from tests.chaos.rig import ENDED, MODEL, ask
 from tests.nodes import running_node, settings_for
@@ -140,6 +141,17 @@ async def test_a_takeover_whose_reply_was_lost_is_repeated(bench: Bench) -> None
     """The node owns the message and does not know it; the next look at the dead node's list must tell."""
     await bench.claim(DEAD, attempts=1)
     await bench.takeover_whose_reply_is_lost()
+    assert await bench.node.keeper.adopt(bench.tag, DEAD)
+    assert bench.node.keeper.has(bench.tag)
+    await bench.ends_well(calls=1, records=2)
+
+
+async def test_what_a_node_gave_away_as_it_died_is_adopted_though_only_its_own_list_has_it(bench: Bench) -> None:
+    """It gave a message to an heir, and died before it listed it under the heir's name once more."""
+    heir, store = "cafecafecafecafe", bench.node.store
+    await bench.claim(heir, attempts=1)
+    await store.call(GONE, "SADD", GONE, heir)
+    await OpenList(store, DEAD).add(bench.tag)
     assert await bench.node.keeper.adopt(bench.tag, DEAD)
     assert bench.node.keeper.has(bench.tag)
     await bench.ends_well(calls=1, records=2)
