@@ -76,10 +76,15 @@ class AttemptTally:
     """Whether it went on with the text of the attempt before it."""
     chunk_size: ChunkSize = field(default_factory=ChunkSize)
     """The target's."""
+    reasons_aloud: bool = False
+    """Whether reasoning came in the chunks."""
 
     def take(self, batch: Batch, now: float) -> None:
         """Count one batch."""
         self.chunks += batch.chunks
+        for piece in batch.pieces:
+            if piece[0] == "reasoning":
+                self.reasons_aloud = True
         if self.first_content_at is not None:
             if now - self.asked_at > self.longest_gap:
                 self.longest_gap = now - self.asked_at
@@ -88,7 +93,9 @@ class AttemptTally:
         self.asked_at = now
         if batch.usage is not None:
             self.provider = batch.usage
-            self.chunk_size.learn(self.chunks, batch.usage.output)
+            # reasoning that was kept back lies in no chunk, however much of it there was
+            hidden = 0 if self.reasons_aloud else batch.usage.reasoning
+            self.chunk_size.learn(self.chunks, batch.usage.output - hidden)
         if batch.model is not None:
             self.model = batch.model
 

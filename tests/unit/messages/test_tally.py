@@ -42,6 +42,15 @@ def test_chunks_count_as_the_tokens_that_whole_answers_of_the_target_had_in_them
     assert cut.usage == TokenUsage(50, 10), "a chunk has a token"
 
 
+def test_reasoning_that_no_chunk_had_makes_no_chunk_larger() -> None:
+    for kind, tokens in (("text", 10), ("reasoning", 30)):
+        size = ChunkSize()
+        whole = AttemptTally(1, "target", "model", 100.0, 50, chunk_size=size)
+        whole.take(Batch([(kind, "hm")], chunks=50), 101.0)  # type: ignore[list-item]
+        whole.take(Batch([("text", "a")], chunks=50, usage=TokenUsage(50, 300, 0, 200)), 102.0)
+        assert size.tokens(10) == tokens
+
+
 def test_the_first_content_is_timed_and_the_model_named() -> None:
     one = tally()
     one.take(Batch(), 100.5)
