@@ -10,6 +10,7 @@ the same data (`start`).
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -26,6 +27,10 @@ VALKEY = "valkey"
 REDIS = "redis"
 REDIS_INSTALL_COMMAND = "apt-get install -y --no-install-recommends redis-server"
 START_SECONDS = 10.0
+LOWEST_PORT = 12_000
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_CHANCE = random.SystemRandom()
+"""Not the one that tests seed."""
 
 
 def redis_binary() -> str | None:
@@ -34,10 +39,21 @@ def redis_binary() -> str | None:
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port that is free now, and none that an outgoing connection may get before it is used."""
+    most = max(_first_ephemeral(), LOWEST_PORT + 1_000)
+    while True:
+        port = _CHANCE.randrange(LOWEST_PORT, most)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+def _first_ephemeral() -> int:
+    """The lowest port that the kernel gives to outgoing connections."""
+    try:
+        return int(EPHEMERAL.read_text().split()[0])
+    except OSError:
+        return 32_768
 
 
 class RedisServer:

@@ -25,7 +25,7 @@ START_SECONDS: Final = 10.0
 ASK_AGAIN_SECONDS: Final = 0.2
 MOST_TAGS: Final = 10_000
 """So many tags are tried to find one for every primary."""
-LANES: Final = 16
+LANES: Final = 8
 """Of a cluster, at least so many tags are looked at for what was written beside what lies on a primary."""
 
 
@@ -135,8 +135,11 @@ class Store:
         return self._tags
 
     def near(self, key: bytes) -> str:
-        """The one of `tags` whose keys lie on the primary of `key`. Raises `StoreUnavailable` if there is none."""
-        return self._tags[self.link(key)]
+        """The one of `tags` whose keys lie on the primary of `key`; another one while that has hardly a slot.
+
+        Raises `StoreUnavailable` if no primary holds the key.
+        """
+        return self._tags.get(self.link(key), _tag(0))
 
     def lanes(self) -> list[str]:
         """Every tag that `near` names, or may have named before slots were moved."""

@@ -16,7 +16,7 @@ import pytest
 from starlette.applications import Starlette
 
 from server.http.routes import routes
-from tests.integration.http.client import CHAT, MODEL, Place, events, place, refused, streamed, turns
+from tests.integration.http.client import CHAT, MODEL, Place, Streamed, events, place, refused, streamed, turns
 from tests.nodes import running_node, settings_for
 from tests.upstreams.script import expected_reasoning, expected_text, expected_tool_calls
 from tests.wire import eventually, eventually_true, wire
@@ -255,9 +255,21 @@ async def test_a_failure_after_output_ends_the_stream_without_done(valkey_url: s
         assert (got.error["code"], got.error["type"]) == ("upstream_unavailable", "server_error")
         assert got.text
         assert expected_text(turns(asked), MODEL).startswith(got.text)
-        async with here.ask(asked, "k1", stream=True) as answer:
-            again = await streamed(answer)
+        assert got.error["retry_after_ms"] == 1000
+        async with asyncio.timeout(10):
+            while not (again := await repeated(here, asked)):
+                await asyncio.sleep(0.05)
         assert (again.text, again.done) == (expected_text(turns(asked), MODEL), True)
+
+
+async def repeated(here: Place, asked: str) -> Streamed | None:
+    """What a repeat of a failed answer brings; None: it comes before the wait that it was told is over."""
+    async with here.ask(asked, "k1", stream=True) as answer:
+        if answer.status == 200:
+            return await streamed(answer)
+        await refused(answer, 503, "upstream_unavailable")
+        assert answer.headers["Retry-After"] == "1"
+        return None
 
 
 async def test_a_restart_after_output_ends_the_response_and_a_repeat_begins_there(here: Place) -> None:
