@@ -79,6 +79,8 @@ class Device:
         )
         self._hello_at = 0.0
         self._awaited: set[str] = set()
+        self._sent: dict[str, int] = {}
+        """Message → seq of the last event that came over this connection since it was last asked for."""
         session = self.client.session
         self._hello, self._receive = session.hello, session.receive
         session.hello = self._note_hello  # type: ignore[method-assign]
@@ -87,6 +89,7 @@ class Device:
     def _note_hello(self) -> Map:
         frame = self._hello()
         self._hello_at = time.monotonic()
+        self._sent.clear()
         self._awaited = {point["id"] for point in frame.get("resume", ()) if self.crowd.accepted(point["id"])}
         for message_id in self.client.session.messages:
             self.crowd.asked[message_id].troubled = True
@@ -97,19 +100,25 @@ class Device:
         if message_id in self._awaited and kind in ("delta", "attempt", "snapshot", "done", "cancelled", "failed"):
             self._awaited.discard(message_id)
             self.crowd.figures.resume.append(time.monotonic() - self._hello_at)
-        if "seq" in frame and kind != "accepted":
+        if kind == "accepted":
+            self._sent.pop(frame["id"], None)
+        elif "seq" in frame:
             self.crowd.figures.counts["events"] += 1
-            view = self.client.session.messages.get(message_id or "")
-            if view is not None and view.state is MessageState.FOLLOWING and kind == "delta":
-                self._note_repeat(frame, view)
+            self._note_sent(frame)
         return self._receive(frame)
 
-    def _note_repeat(self, frame: Map, view: ClientMessage) -> None:
-        """The text stays right, for the client drops what it had; but a client without that rule would show it twice,
-        and no node sends a connection what it has sent it: a resume goes on from the cursor."""
-        if frame["seq"] <= view.cursor:
-            problem = f"{view.id}: events to {frame['seq']} sent again to a client at {view.cursor}"
-            self.crowd.figures.problem("repeated", problem)
+    def _note_sent(self, frame: Map) -> None:
+        """No node sends a connection again what it has sent it, unless it was asked to by a resume or a repeat.
+
+        That may cross what is under way: then it answers from the cursor that it was told, and the client drops what it
+        has had meanwhile. Without such a question a repeat is an error, though a client would drop it as well. Only an
+        end may be told again at any time.
+        """
+        message_id, before = frame.get("id", ""), frame.get("after")
+        had = self._sent.get(message_id)
+        if frame["type"] in ("delta", "attempt") and had is not None and before is not None and before < had:
+            self.crowd.figures.problem("repeated", f"{message_id}: {frame['type']} from {before} after events to {had}")
+        self._sent[message_id] = frame["seq"]
 
     def _event(self, event: ClientEvent) -> None:
         view: ClientMessage | None = getattr(event, "message", None)
