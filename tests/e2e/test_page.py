@@ -13,10 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect
 
-from tests.e2e import page_servers
-from tests.e2e.page_chat import Chat, Map, ScriptedServer, attempt, failed, launch
+from tests.e2e.page_chat import Chat, Map, ScriptedServer, attempt, failed
 from tests.upstreams.script import expected_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -53,25 +52,6 @@ WIDE = f"""Code:
 
 {"word" * 60}
 """
-
-
-@pytest.fixture(scope="module")
-def demo_url() -> Iterator[str]:
-    with page_servers.demo() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    with page_servers.scripted() as url:
-        yield url
-
-
-# The browser ends with the module: while it lives, no other event loop can run in this thread.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as launched:
-        yield launched
 
 
 @pytest.fixture

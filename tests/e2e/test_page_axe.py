@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e import page_servers
-from tests.e2e.page_chat import Chat, Map, ScriptedServer, attempt, failed, launch
+from tests.e2e.page_chat import Chat, Map, ScriptedServer, attempt, failed
 from tests.processes import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -36,18 +35,6 @@ def tide(hours: float) -> float:  # metres
 - [x] done
 """
 OFFLINE_NOISE = ("net::ERR_INTERNET_DISCONNECTED", "WebSocket connection")
-
-
-@pytest.fixture(scope="module")
-def demo_url() -> Iterator[str]:
-    with page_servers.demo() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as launched:
-        yield launched
 
 
 @pytest.fixture(params=["desk", "phone"])

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect
 
-from tests.e2e import page_servers
-from tests.e2e.page_chat import Chat, launch
+from tests.e2e.page_chat import Chat
 from tests.upstreams.script import expected_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -21,18 +20,6 @@ LONGER = "script tokens=900 rate=75 seed=a"
 SHORT = "script tokens=20 seed=c"
 OTHER = "script tokens=20 seed=d"
 THIRD = "script tokens=20 seed=e"
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    with page_servers.scripted() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as launched:
-        yield launched
 
 
 @pytest.fixture

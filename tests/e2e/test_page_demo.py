@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Route, expect
 
-from tests.e2e import page_servers
-from tests.e2e.page_chat import ANSWER_MS, Chat, launch
+from tests.e2e.page_chat import ANSWER_MS, Chat
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -23,18 +22,6 @@ WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 EXPECTED_NOISE = ("WebSocket connection", "net::ERR")
 """What a browser says by itself when a server process dies under it."""
-
-
-@pytest.fixture(scope="module")
-def demo_url() -> Iterator[str]:
-    with page_servers.demo() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as launched:
-        yield launched
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute, expect
 
 from tests.e2e import page_servers
-from tests.e2e.page_chat import SOCKET, Chat, launch
+from tests.e2e.page_chat import SOCKET, Chat
 from tests.upstreams.script import expected_text
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -22,18 +22,6 @@ PHONE = {"width": 390, "height": 844}
 OFFLINE_NOISE = ("net::ERR_INTERNET_DISCONNECTED", "WebSocket connection")
 SLOW = {"offline": False, "latency": 300, "downloadThroughput": 50_000, "uploadThroughput": 20_000}
 """300 ms and 400 kbit/s, as on the edge of a village."""
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    with page_servers.scripted() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright, launch(playwright) as launched:
-        yield launched
 
 
 @pytest.fixture
