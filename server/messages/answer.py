@@ -45,6 +45,7 @@ class Answer:
             lane, channel, claim.keys, claim.fence, claim.head, claim.first, signalled, means.event_bytes
         )
         self.outbox.attempts = claim.attempts
+        self.outbox.starts_freely = claim.place is None
         self.outbox.waiting.standing(claim.standing_text)
 
     # --- output ------------------------------------------------------------------------------------------------------

@@ -4,14 +4,15 @@ in flight and sending it as one pipeline of fenced append scripts. Nothing is sh
 An `Outbox` is one owned message's side: what waits, what is in flight, where the head stands. A batch that was sent
 is never built anew: a retry after a lost connection sends the same bytes, which the script recognises. Where Redis has
 lost acknowledged entries they are written again, the same bytes under the same seqs, as far as the hub's tail still
-holds them; else the message is lost to this owner, who takes it over from itself.
+holds them, after the attempts that it has lost with them; else the message is lost to this owner, who takes it over
+from itself. The `Ending` of a message that has ended can be written again in the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -20,7 +21,7 @@ import structlog
 
 from server.messages.events import EVENT_BYTES, Entry, Event, NewEvents, pack
 from server.messages.hub import Channel
-from server.messages.scripts import APPEND
+from server.messages.scripts import APPEND, START_ATTEMPT
 from server.store.keys import MessageKeys
 from server.store.link import Link, StoreError, StoreReply, StoreUnavailable
 from server.store.store import Store, forget
@@ -77,7 +78,50 @@ class _Flight:
     entry: Entry
     data: bytes
     base: int | None
-    end: End | None
+    attempts: int
+    """So many are allocated before it."""
+    end: End | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The allocation of an attempt, on its way again."""
+
+    number: int
+    description: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last entry of a message and what is needed to write it again, should Redis lose it."""
+
+    keys: MessageKeys
+    fence: bytes
+    last: _Flight
+    tail: tuple[Entry, ...]
+    """What was written before it, as far as it was in the hub's tail."""
+    begun: Mapping[int, bytes]
+    starts_freely: bool
+
+    def again(self, journal: Journal) -> Outbox:
+        """Send it once more, and what turns out to be lost before it. Raises `StoreUnavailable`."""
+        lane, entry = journal.lane(self.keys.record), self.last.entry
+        channel = Channel("", self.keys, entry.prev, local=True, limit=self.size)
+        channel.entries.extend(self.tail)
+        outbox = Outbox(lane, channel, self.keys, self.fence, entry.prev, entry.first, lambda lost: None)
+        outbox.begun, outbox.attempts = dict(self.begun), self.last.attempts
+        outbox.starts_freely = self.starts_freely
+        outbox.flight = self.last
+        lane.resend.append(outbox)
+        lane.wake.set()
+        return outbox
+
+    @property
+    def size(self) -> int:
+        """Bytes, roughly."""
+        end = self.last.end
+        assert end is not None
+        return sum(entry.size for entry in self.tail) + len(self.last.data) + len(end.event) + len(end.records)
 
 
 class Outbox:
@@ -91,7 +135,9 @@ class Outbox:
         "_lost",
         "attempts",
         "base",
+        "begun",
         "channel",
+        "ended",
         "fence",
         "flight",
         "head",
@@ -100,6 +146,7 @@ class Outbox:
         "next",
         "on_signal",
         "queued",
+        "starts_freely",
         "waiting",
     )
 
@@ -124,11 +171,17 @@ class Outbox:
         """Seq of the next event; `head + 1`, or further on after a takeover."""
         self.base: int | None = None
         self.waiting = NewEvents(event_bytes)
-        self.flight: _Flight | None = None
+        self.flight: _Flight | _Begun | None = None
         self.queued = False
         self.attempts = 0
         """How many attempts are allocated in the record, as far as this owner knows."""
-        self._lost: deque[_Flight] = deque()
+        self.begun: dict[int, bytes] = {}
+        """Those of them that this owner allocated, with their descriptions."""
+        self.starts_freely = False
+        """Whether its first attempt waited for nobody's turn, so that it may be allocated again by itself."""
+        self.ended: _Flight | None = None
+        """The last entry, once it is written."""
+        self._lost: deque[_Flight | _Begun] = deque()
         """What is to be written again after the entry in flight; the newest entry is the last."""
         self.on_signal = on_signal
         """Called with False when a cancel was requested, with True when this node lost the message."""
@@ -147,6 +200,11 @@ class Outbox:
         self.waiting.add(pieces)
         self.lane.backlog += self.waiting.size - before
         self._dirty()
+
+    def begins(self, number: int, description: bytes) -> None:
+        """An attempt was allocated in the record."""
+        self.attempts = number
+        self.begun[number] = description
 
     def attempt(self, event: dict[str, Any], starts_over: bool) -> None:
         """Append an attempt event; `starts_over` = text before it does not stand any more."""
@@ -182,6 +240,12 @@ class Outbox:
         while self.flight is not None or self.waiting or self._end is not None:
             await self._progress()
         self._check()
+
+    def ending(self) -> Ending:
+        """What was written last, to be kept. Only once the end is."""
+        assert self.ended is not None
+        tail = tuple(entry for entry in self.channel.entries if entry.last < self.ended.entry.first)
+        return Ending(self.keys, self.fence, self.ended, tail, self.begun, self.starts_freely)
 
     def abandon(self) -> None:
         """Nothing more will be written from here."""
@@ -223,8 +287,8 @@ class Outbox:
         base = _base_in(entry) if self.base == -1 else None
         if base is not None:
             self.base = base
-        self.flight = _Flight(entry, data, base, end)
-        return self.flight
+        self.flight = flight = _Flight(entry, data, base, self.attempts, end)
+        return flight
 
     def move_to(self, lane: Lane) -> None:
         """Go on in another lane, with the entry that is in flight."""
@@ -247,7 +311,9 @@ class Outbox:
             self.flight = self._lost.popleft()
             return False
         if verdict > 0:
+            assert isinstance(flight, _Flight), "an allocation is followed by what was in flight before"
             entry = flight.entry
+            self.ended = flight if flight.end is not None else None
             self.head, self.next = entry.last, entry.last + 1
             if not self.channel.publish(entry):
                 self.channel.reset(entry.last, entry.ends)
@@ -266,20 +332,27 @@ class Outbox:
     def _mends(self, tip: int, attempts: bytes) -> bool:
         """Whether what Redis lost after `tip` can be written again, before the newest entry; then it is in flight."""
         newest = self._lost[-1] if self._lost else self.flight
-        lost = [entry for entry in self.channel.entries if entry.last > tip]
-        complete = lost and lost[0].first - 1 == tip and lost[-1].last == self.head
-        if newest is None or not complete or attempts != b"%d" % self.attempts:
+        assert isinstance(newest, _Flight), "an allocation is followed by what was in flight before"
+        entries = [entry for entry in self.channel.entries if tip < entry.last <= newest.entry.prev]
+        if [*entries, newest.entry][0].first - 1 != tip or (entries and entries[-1].last != newest.entry.prev):
+            return False  # the tail does not reach back so far
+        if not attempts and not self.starts_freely:
             return False
-        log.warning("lost_entries_written_again", count=len(lost), tip=tip, head=self.head)
-        flights = [_Flight(e, pack(e.prev, e.first, e.events), _base_in(e), None) for e in lost]
-        self.flight, self._lost = flights[0], deque([*flights[1:], newest])
+        known = int(attempts or 0)
+        again: list[_Flight | _Begun] = [_Begun(n, self.begun[n]) for n in sorted(self.begun) if n > known]
+        log.warning("lost_entries_written_again", count=len(entries), attempts=len(again), tip=tip, head=self.head)
+        again += [_Flight(e, pack(e.prev, e.first, e.events), _base_in(e), self.attempts) for e in entries]
+        self._lost = deque([*again, newest])
+        self.flight = self._lost.popleft()
         return True
 
     def command(self) -> tuple[Any, ...]:
-        """The append script call of the entry in flight: the same bytes at every retry."""
-        flight = self.flight
+        """The script call of what is in flight: the same bytes at every retry."""
+        flight, keys = self.flight, self.keys
         assert flight is not None
-        entry, end, keys = flight.entry, flight.end, self.keys
+        if isinstance(flight, _Begun):
+            return ("EVALSHA", START_ATTEMPT.sha, 1, keys.record, self.fence, flight.number, flight.description)
+        entry, end = flight.entry, flight.end
         return (
             "EVALSHA",
             APPEND.sha,
@@ -292,6 +365,7 @@ class Outbox:
             entry.last,
             flight.data,
             "" if flight.base is None else flight.base,
+            flight.attempts,
             *(("", "", "", "") if end is None else (end.state, end.event, end.records, "1" if end.may_reopen else "")),
         )
 
@@ -389,7 +463,8 @@ class Lane:
             log.warning("journal_waits_for_redis", address=str(self.link.address))
             return
         if isinstance(why, StoreReply) and not self.journal.store.misplaced(why) and str(why).startswith("NOSCRIPT"):
-            self.link.call("SCRIPT", "LOAD", APPEND.source).add_done_callback(forget)
+            for script in (APPEND, START_ATTEMPT):
+                self.link.call("SCRIPT", "LOAD", script.source).add_done_callback(forget)
 
 
 class Journal:

@@ -21,6 +21,7 @@ from protocol.errors import ATTEMPT_REASONS, ProtocolError
 from server.ledger.record import Account
 from server.messages import request as asked
 from server.messages.claim import Claim, account_of
+from server.messages.endings import Endings
 from server.messages.finalize import finalize, gather
 from server.messages.hub import NOTE_OWNER, NOTE_REFUSED
 from server.messages.life import until_redis_answers
@@ -72,6 +73,7 @@ class Keeper:
         self.adopting: set[str] = set()
         """Messages being taken over just now: a second takeover would displace the first, for ever."""
         self.owner = TaskOwner("messages")
+        self.endings = Endings(means.journal)
         self._claiming: Counter[str] = Counter()
         self._doors: Counter[Door] = Counter()
         """How many of the messages that run here came through each door."""
@@ -116,6 +118,7 @@ class Keeper:
 
     def begin(self, claim: Claim) -> Running:
         """Drive a message that this node has just come to own."""
+        self.endings.forget(claim.tag)
         running = self.running[claim.tag] = Running(claim, self.means, self.reader)
         self._idle.clear()
         self.owner.start(self._drive(running), claim.id)
@@ -143,6 +146,7 @@ class Keeper:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
             if ended:
+                self.endings.keep(claim.tag, running.answer.outbox.ending(), asyncio.get_running_loop().time())
                 used = settlement(running.answer.records, claim.run, claim.account)
                 await self._settle(claim.payer, claim.hold, used)
                 await self._wind_up(claim)
@@ -197,6 +201,7 @@ class Keeper:
         settled = has_ended(state) and standing is not None
         reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
         if owner == self.node.encode() and not settled and not reopened and claim.tag not in self.running:
+            await self.endings.write_again(claim.tag)
             await self.adopt(claim.tag, self.node)
 
     async def _give_back(self, running: Running) -> None:
@@ -393,6 +398,7 @@ class Keeper:
 
     async def _settle_stray(self, tag: str, lanes: Iterable[str]) -> None:
         keys = MessageKeys.of(tag)
+        await self.endings.write_again(tag)
         owner, fence, generation, head = await self.means.store.call(
             keys.record, "HMGET", keys.record, "owner", "fence", "gen", "head", seconds=STEP_SECONDS
         )

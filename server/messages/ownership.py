@@ -10,6 +10,7 @@ primary has its own heartbeats, and each message is judged by those of its prima
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
@@ -88,6 +89,8 @@ class Ownership:
         """False while draining: the others take what there is."""
         self._observers: dict[Link, Observer] = {}
         self._owner = TaskOwner("ownership")
+        self._doubted = asyncio.Event()
+        """Redis may have lost what was written last."""
         self._busy: set[tuple[str, Link]] = set()
         self._idle_since: dict[str, float] = {}
         self.others = 0
@@ -105,6 +108,7 @@ class Ownership:
 
     def _list_again(self) -> None:
         """Redis may have lost that this node is there: say so before anything else, or nobody would miss it."""
+        self._doubted.set()
         try:
             self.store.link(NODES).call("SADD", NODES, self.node).add_done_callback(forget)
         except StoreError:
@@ -252,7 +256,10 @@ class Ownership:
 
     async def _reconcile(self) -> None:
         while True:
-            await asyncio.sleep(RECONCILE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECONCILE_SECONDS):
+                    await self._doubted.wait()
+            self._doubted.clear()
             if self.reconcile is not None:
                 try:
                     await self.reconcile()

@@ -119,7 +119,7 @@ class Pursuit:
         answer = await self._allocate([self.life.claim.fence, step.number, description])
         if answer < 0:
             raise JournalLost(Verdict(answer))
-        self.answer.outbox.attempts = step.number
+        self.answer.outbox.begins(step.number, description)
         self.life.happens(Happening.DISPATCH)
         self.life.promise()
         if answer == 2 or self.life.stop_requested:

@@ -18,7 +18,7 @@ from server.store.keys import MessageKeys, message_tag
 from tests.integration.test_main_job import Place, place, whole
 from tests.nodes import running_node, settings_for
 from tests.upstreams.script import expected_text
-from tests.wire import Frame, Wire, eventually, wire
+from tests.wire import Frame, Wire, eventually, eventually_true, wire
 
 LOSE = """
 -- Forget the newest entries of a journal (ARGV[1] of them, and all from seq ARGV[2] on), and what the record says of
@@ -112,18 +112,147 @@ async def test_what_the_tail_does_not_hold_restarts_visibly(valkey_url: str, ser
         assert calls(here) == 2
 
 
-async def test_a_lost_attempt_is_no_gap_to_be_filled(valkey_url: str, server: Any) -> None:
-    """Where the loss goes back to before an attempt was allocated, a takeover must not allocate its number again."""
+LOST_ATTEMPT: dict[str, str | int] = {"attempts": 0, "state": "admitting"}
+"""What a record says before its first attempt is allocated."""
+
+
+@pytest.mark.parametrize(("conversation", "made"), [(None, 1), ("c", 2)], ids=["alone", "in-a-conversation"])
+async def test_an_attempt_that_was_lost_is_allocated_again(
+    valkey_url: str, server: Any, conversation: str | None, made: int
+) -> None:
+    """Not in a conversation, which may have lost that it was the message's turn: there it takes its turn anew."""
     async with place(valkey_url) as here, wire(here.node.url) as client:
-        messages = await client.ask("m", "script tokens=160 rate=80")
+        messages = [{"role": "user", "content": "script tokens=160 rate=80"}]
+        asked = {"conversation": conversation, "input": messages[0]} if conversation else {"messages": messages}
+        await client.send({"type": "send", "id": "m", **asked})
         await told_to(client, "m", 40)
         keys = here.keys("m")
         async with server.pipeline() as both:
-            both.hset(keys.record, mapping={"attempts": 0, "state": "admitting"})
+            both.hset(keys.record, mapping=LOST_ATTEMPT)
             both.hdel(keys.record, "attempt:1")
             both.eval(LOSE, 2, keys.record, keys.journal, 3, 2**40)
             await both.execute()
         whole(await client.ended("m"), messages)
+        assert (len(client.view("m").attempts), calls(here)) == (made, made)
+        attempts, described = await server.hmget(keys.record, "attempts", "attempt:1")
+        assert attempts == b"1"
+        assert described is not None
+
+
+Memory = dict[bytes, bytes]
+"""All keys of a Redis, dumped."""
+
+
+async def remember(server: Any) -> Memory:
+    """What Redis has at this moment."""
+    keys = [key async for key in server.scan_iter()]
+    async with server.pipeline() as all_of_them:
+        for key in keys:
+            all_of_them.dump(key)
+        return {key: data for key, data in zip(keys, await all_of_them.execute(), strict=True) if data is not None}
+
+
+async def fall_back(server: Any, memory: Memory, lose_attempt: bytes | None = None) -> None:
+    """Redis is as it was then, as after a crash, and those that were connected connect again."""
+    async with server.pipeline() as all_of_them:
+        all_of_them.flushdb()
+        for key, data in memory.items():
+            all_of_them.restore(key, 0, data)
+        if lose_attempt is not None:
+            all_of_them.hset(lose_attempt, mapping={**LOST_ATTEMPT, "head": 0, "tip": 0})
+            all_of_them.hdel(lose_attempt, "attempt:1", "base")
+            all_of_them.delete(lose_attempt[:-1] + b"j")
+        all_of_them.client_kill_filter(_type="normal", skipme=True)
+        await all_of_them.execute()
+
+
+async def settled_again(server: Any, keys: MessageKeys) -> dict[bytes, bytes]:
+    """The record, once it is finalized."""
+
+    async def finalized() -> bool:
+        return bool(await server.hexists(keys.record, "standing"))
+
+    await eventually_true(finalized)
+    return dict(await server.hgetall(keys.record))
+
+
+@pytest.mark.parametrize("lost_attempt", [False, True], ids=["since-the-text", "since-the-claim"])
+async def test_the_owner_writes_a_lost_end_again(valkey_url: str, server: Any, lost_attempt: bool) -> None:
+    """In place of another answer, which would be called for and paid for once more."""
+    async with place(valkey_url) as here, running_node(settings_for(valkey_url, here.upstream.url)) as other:
+        async with wire(here.node.url) as client:
+            messages = await client.ask("m", "script tokens=60 rate=80")
+            await told_to(client, "m", 20)
+            memory, keys = await remember(server), here.keys("m")
+            whole(await client.ended("m"), messages)
+            before = await settled_again(server, keys)
+            await fall_back(server, memory, keys.record if lost_attempt else None)
+            assert not await server.hexists(keys.record, "end")
+            async with wire(other.url) as reader:
+                await eventually_true(lambda: server.hexists(keys.record, "end"))
+                await reader.send({"type": "resume", "id": "m", "after": 0})
+                whole(await reader.ended("m"), messages)
+                assert reader.view("m").end == client.view("m").end
+        after = await settled_again(server, keys)
+        assert {name: after[name] for name in (b"records", b"end", b"head", b"fence", b"attempts")} == {
+            name: before[name] for name in (b"records", b"end", b"head", b"fence", b"attempts")
+        }
+        assert calls(here) == 1
+
+
+async def test_a_reader_that_saw_the_end_and_one_that_had_not_agree(valkey_url: str, server: Any) -> None:
+    """Both follow on other nodes, one is slow: Redis falls back between the two."""
+    async with (
+        place(valkey_url) as here,
+        running_node(settings_for(valkey_url, here.upstream.url)) as other,
+        wire(here.node.url) as client,
+        wire(other.url) as slow,
+    ):
+        messages = await client.ask("m", "script tokens=60 rate=80")
+        await told_to(client, "m", 10)
+        await slow.send({"type": "resume", "id": "m", "after": 0})
+        await told_to(slow, "m", 20)
+        memory = await remember(server)
+        whole(await client.ended("m"), messages)
+        await fall_back(server, memory)
+        whole(await slow.ended("m"), messages)
+        assert slow.view("m").end == client.view("m").end
+        assert calls(here) == 1
+
+
+async def test_an_end_whose_text_is_not_kept_is_generated_anew(valkey_url: str, server: Any) -> None:
+    async with place(valkey_url, {"messages": {"tail_bytes": 4096}}) as here, wire(here.node.url) as client:
+        messages = await client.ask("m", "script tokens=4000 rate=4000")
+        await told_to(client, "m", 2)
+        memory = await remember(server)
+        whole(await client.ended("m"), messages)
+        keys = here.keys("m")
+        await settled_again(server, keys)
+        await fall_back(server, memory)
+        await settled_again(server, keys)
+        assert calls(here) == 2
+        async with wire(here.node.url) as late:
+            await late.send({"type": "resume", "id": "m", "after": 0})
+            whole(await late.ended("m"), messages)
+
+
+async def test_an_end_is_not_written_where_the_claim_is_another(valkey_url: str, server: Any) -> None:
+    """Redis lost the claim, and the id was asked for anew: nothing of the old run may come into the new one."""
+    async with (
+        place(valkey_url) as here,
+        running_node(settings_for(valkey_url, here.upstream.url)) as other,
+        wire(here.node.url) as client,
+        wire(other.url) as second,
+    ):
+        await client.ask("m", "script tokens=20 rate=80")
+        await client.ended("m")
+        await settled_again(server, here.keys("m"))
+        await server.flushdb()
+        messages = await second.ask("m", "script tokens=30 rate=80")
+        await told_to(second, "m", 5)
+        await here.node.node.keeper.endings.write_again(message_tag("demo", "anonymous", "demo", "m"))
+        whole(await second.ended("m"), messages)
+        assert len(second.view("m").attempts) == 1
         assert calls(here) == 2
 
 

@@ -61,13 +61,22 @@ class Board:
         return reply
 
     async def append(
-        self, fence: bytes, tip: int, first: int, events: list[Any], *, base: Any = "", end: str = "", retry: str = ""
+        self,
+        fence: bytes,
+        tip: int,
+        first: int,
+        events: list[Any],
+        *,
+        base: Any = "",
+        attempts: int = 0,
+        end: str = "",
+        retry: str = "",
     ) -> int:
         entry = pack(tip, first, events)
         last = first + len(events) - 1
         ending = [end, b"END", b"RECORDS", retry] if end else ["", "", "", ""]
         keys = [self.keys.record, self.keys.journal, self.keys.channel]
-        answer: int | list[Any] = await self.run(APPEND, keys, fence, first - 1, last, entry, base, *ending)
+        answer: int | list[Any] = await self.run(APPEND, keys, fence, first - 1, last, entry, base, attempts, *ending)
         return answer if isinstance(answer, int) else int(answer[0])
 
     async def release(self, generation: bytes, fence: bytes) -> int:
@@ -290,12 +299,21 @@ async def test_an_entry_that_does_not_continue_is_a_gap(board: Board) -> None:
 async def test_a_gap_tells_where_the_journal_ends_and_how_many_attempts_are_allocated(board: Board) -> None:
     _, fence = await board.claim()
     keys = [board.keys.record, board.keys.journal, board.keys.channel]
-    ahead = [fence, 8, 9, pack(8, 9, [T1]), "", "", "", "", ""]
+    ahead = [fence, 8, 9, pack(8, 9, [T1]), "", 0, "", "", "", ""]
     assert await board.run(APPEND, keys, *ahead) == [-3, b"0", b""]
     assert await board.run(START_ATTEMPT, keys[:1], fence, 1, b"described") == 1
     assert await board.append(fence, 0, 1, [T1]) == 1
     assert await board.run(START_ATTEMPT, keys[:1], fence, 2, b"described") == 1
     assert await board.run(APPEND, keys, *ahead) == [-3, b"1", b"2"]
+
+
+async def test_what_no_attempt_brought_is_a_gap(board: Board) -> None:
+    """Redis lost the attempt, but nothing that was written: were it not told, a survivor would allocate it again."""
+    _, fence = await board.claim()
+    assert await board.append(fence, 0, 1, [T1], attempts=1) == -3
+    assert await board.run(START_ATTEMPT, [board.keys.record], fence, 1, b"described") == 1
+    assert await board.append(fence, 0, 1, [T1], attempts=1) == 1
+    assert await board.append(fence, 1, 2, [T2], attempts=2) == -3
 
 
 @pytest.mark.parametrize("fence", [b"", b"1:node-a", b"2:node-a:x", b"1:node-b:x"])
@@ -357,6 +375,9 @@ async def test_an_attempt_is_allocated_before_it_is_dispatched(board: Board) -> 
     record = await board.record()
     assert (record["state"], record["attempts"]) == ("streaming", "2")
     assert (record["attempt:1"], record["attempt:2"]) == ("first", "second")
+    assert await board.run(START_ATTEMPT, start, fence, 1, b"once more") == 1  # Redis had lost it
+    record = await board.record()
+    assert (record["attempts"], record["attempt:1"], record["attempt:2"]) == ("2", "once more", "second")
     assert await board.run(START_ATTEMPT, start, b"1:other:x", 3, b"third") == -1
     await board.run(CANCEL, [board.keys.record, board.keys.channel], b"c")
     assert await board.run(START_ATTEMPT, start, fence, 3, b"third") == 2

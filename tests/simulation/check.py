@@ -33,6 +33,8 @@ TOLD_ARGS: Final = {"start_attempt": 2, "gather": 1, "finalize": 4}
 """How many arguments of a script the trace shows, where one more holds the real time or comes from the real chance."""
 TAKEOVER_SLACK_SECONDS: Final = 2.0
 """How much longer than `takeover_seconds` a takeover may take (G4: 5 s with the default of 3)."""
+WHOLE_TAIL_BYTES: Final = 10_000
+"""Where the hub keeps so much, its tails hold these small texts whole."""
 SESSION_BYTES: Final = 400_000
 FRAME_BYTES: Final = 8_192
 """More than any frame of these small texts may have."""
@@ -125,6 +127,10 @@ class Truth:
     """Whether a stop was asked for before the last takeover."""
     jumped: bytes = b""
     """Fence of the last takeover that has not written yet."""
+    ended_by: Host | None = None
+    """Who wrote the last end."""
+    torn: Timeline | None = None
+    """What had ended, whose end Redis lost, and whose writer must write it again."""
 
     def timelines(self) -> list[Timeline]:
         """The present history and the lost ones."""
@@ -207,7 +213,7 @@ class Check:
                 message_id = record[b"id"].decode()
                 truth = self.truths[keys[0]] = self.by_id[message_id] = Truth(message_id, keys[0])
             truth.claims += 1
-            truth.jumped = b""
+            truth.jumped, truth.torn = b"", None
             truth.owner, truth.stopped = host.name, False
             if truth.claims > 1 + truth.forgiven:
                 self.fail("G1", f"{truth.id} was claimed anew while its claim stood")
@@ -216,13 +222,15 @@ class Check:
                 truth.now = Timeline()
         elif reply[0] == b"reopened" and truth is not None:
             truth.reopened += 1
-            truth.jumped = reply[1]
+            truth.jumped, truth.torn = reply[1], None
             truth.owner, truth.stopped = host.name, False
 
     def _released(self, host: Host, keys: Any, args: Any, reply: Any) -> None:
         if reply == 1 and (truth := self.truths.get(keys[0])) is not None:
             truth.forgiven += 1
             self.orphans = [orphan for orphan in self.orphans if orphan[0] is not truth]  # its owner's last words
+            if truth.torn is not None:
+                self.fail("G3", f"{truth.id} was released although it had ended here")
             if truth.now.head:
                 self.fail("G1", f"{truth.id} was released although it had written")
 
@@ -244,6 +252,9 @@ class Check:
         if reply[0] != b"taken":
             return
         truth.takeovers += 1
+        if truth.torn is not None and host is truth.ended_by:
+            self.fail("G3", f"{host.name} goes on with {truth.id}, which it had ended")
+        truth.torn = None
         if truth.owner and truth.owner != dead:
             self.fail("G4", f"{truth.id} was taken from {dead}, but {truth.owner} had it")
         truth.owner = host.name
@@ -294,6 +305,8 @@ class Check:
             if first - prev < LEAST_JUMP:
                 self.fail("G4", f"{truth.id}: no jump after a takeover or a reopening ({prev} -> {first})")
         now.append(last, data, fence)
+        if now.ended:
+            truth.ended_by = host
         self._is_upstreams(truth, now.texts[-1])
 
     def _is_upstreams(self, truth: Truth, text: str) -> None:
@@ -317,12 +330,22 @@ class Check:
             if not record:
                 truth.forgiven = truth.claims
                 truth.claims_lost += 1
+            truth.torn = self._torn(truth, record)
             if head != truth.now.head and not (record.get(b"state") in ENDS and not journal):
                 truth.before.append(truth.now.copy())
                 truth.now.cut(head)
             truth.now.ended = record.get(b"state") in ENDS
             truth.jumped, truth.stopped = b"", False
             truth.owner = record.get(b"owner", b"").decode()
+
+    def _torn(self, truth: Truth, record: dict[bytes, bytes]) -> Timeline | None:
+        """What the writer of an end that was just lost has to write again; None: nothing, or it can't be asked to."""
+        if not record or self.world.schedule.tail_bytes < WHOLE_TAIL_BYTES:
+            return None  # what lay before the end may be gone, too
+        line = truth.now
+        if not line.ended or record.get(b"state") in ENDS:
+            return truth.torn
+        return line.copy() if record.get(b"fence") == line.fences.get(line.head) else None
 
     # --- what the upstream sees ---
 
@@ -478,6 +501,9 @@ class Check:
             if not self.losses and truth.claims > truth.forgiven:
                 self.fail("G1", f"{truth.id} is gone")
             return
+        torn, writer = truth.torn, truth.ended_by
+        if torn is not None and writer is not None and not writer.dead and truth.now.seqs != torn.seqs:
+            self.fail("G3", f"{truth.id} had ended at {torn.head}, and stands at {truth.now.head} after a loss")
         calls = self.world.upstream.by_message.get(truth.id, [])
         state, text = record[b"state"].decode(), truth.now.texts[-1]
         if state == "done" and not any(c.ended == "done" and c.prefilled + c.text == text for c in calls):

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from server.messages.claim import Claim
+from server.messages.endings import Endings
 from server.messages.events import Entry, pack
 from server.messages.hub import Channel
 from server.messages.journal import Outbox, _Flight
@@ -86,7 +87,7 @@ def _command_anew(self: Outbox) -> Any:
     """At a retry the entry is made again, of what has come in meanwhile, too."""
     flight = self.flight
     assert flight is not None
-    if id(flight) in _SENT and flight.end is None:
+    if isinstance(flight, _Flight) and id(flight) in _SENT and flight.end is None:
         events = [*flight.entry.events, *self.waiting.take(65_536)]
         data = pack(flight.entry.prev, flight.entry.first, events)
         flight.entry, flight.data = Entry(flight.entry.prev, flight.entry.first, events, len(data)), data
@@ -171,11 +172,15 @@ def _silent_beyond_the_head(self: Outbound, follow: Follow) -> bytes | None:
 
 def _renumber_what_is_left(self: Outbox, tip: int, attempts: bytes) -> bool:
     flight = self.flight
-    assert flight is not None
+    assert isinstance(flight, _Flight)
     events = flight.entry.events
     data = pack(tip, tip + 1, events)
-    self.flight = _Flight(Entry(tip, tip + 1, events, len(data)), data, flight.base, flight.end)
+    self.flight = _Flight(Entry(tip, tip + 1, events, len(data)), data, flight.base, 0, flight.end)
     return True
+
+
+def _keep_nothing(self: Endings, tag: str, ending: Any, now: float) -> None:
+    return None
 
 
 def _probed_by_all(before: Condition, lease: Any, now: float, settings: Any) -> Condition | None:
@@ -335,6 +340,12 @@ MUTANTS: Final = (
         "bill-forgotten-at-reopening",
         "a reopened message forgets what its earlier runs were billed",
         ((_CLAIM, b"'HDEL', KEYS[1], 'end', ", b"'HDEL', KEYS[1], 'end', 'records', "),),
+    ),
+    Mutant(
+        "ends-not-kept",
+        "an end that Redis lost is generated anew, though its writer lives",
+        (),
+        _methods((Endings, "keep", _keep_nothing)),
     ),
     Mutant(
         "probes-without-limit",

@@ -6,14 +6,15 @@
 -- ARGV[3]  seq of its last event: the new head
 -- ARGV[4]  the entry, packed
 -- ARGV[5]  seq of the last fresh or restart attempt in it, or ''
--- ARGV[6]  '' or the state that the message ends with
--- ARGV[7]  with an end: the end event   ARGV[8] attempt records   ARGV[9] '1' if a repeat may reopen it, else ''
+-- ARGV[6]  how many attempts the caller has allocated
+-- ARGV[7]  '' or the state that the message ends with
+-- ARGV[8]  with an end: the end event   ARGV[9] attempt records   ARGV[10] '1' if a repeat may reopen it, else ''
 --
 -- 1 written (or it had been: the same fence and the same bytes stand there) · 2 the same, and a cancel was requested
 -- -1 fenced · -2 the message has ended
--- {-3, tip, attempts} the entry does not continue the journal: Redis has lost what it had acknowledged up to `tip`;
---   attempts: how many are allocated in the record, '' if the loss goes back to before the first
-local have = redis.call('HMGET', KEYS[1], 'fence', 'tip', 'state', 'cancel')
+-- {-3, tip, attempts} the entry does not continue the journal, or the attempts: Redis has lost what it had acknowledged
+--   after `tip`; attempts: how many are allocated in the record, '' if the loss goes back to before the first of this run
+local have = redis.call('HMGET', KEYS[1], 'fence', 'tip', 'state', 'cancel', 'attempts')
 if have[1] ~= ARGV[1] then
   return -1
 end
@@ -28,16 +29,16 @@ end
 if have[3] == 'done' or have[3] == 'failed' or have[3] == 'cancelled' then
   return -2
 end
-if have[2] ~= ARGV[2] then
-  return {-3, have[2], have[3] == 'streaming' and redis.call('HGET', KEYS[1], 'attempts') or ''}
+if have[2] ~= ARGV[2] or tonumber(have[5]) < tonumber(ARGV[6]) then
+  return {-3, have[2], have[3] == 'streaming' and have[5] or ''}
 end
 redis.call('XADD', KEYS[2], ARGV[3] .. '-0', 'f', ARGV[1], 'e', ARGV[4])
 redis.call('HSET', KEYS[1], 'head', ARGV[3], 'tip', ARGV[3])
 if ARGV[5] ~= '' then
   redis.call('HSET', KEYS[1], 'base', ARGV[5])
 end
-if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[1], 'state', ARGV[6], 'end', ARGV[7], 'records', ARGV[8], 'retry', ARGV[9])
+if ARGV[7] ~= '' then
+  redis.call('HSET', KEYS[1], 'state', ARGV[7], 'end', ARGV[8], 'records', ARGV[9], 'retry', ARGV[10])
 end
 redis.call('SPUBLISH', KEYS[3], ARGV[4])
 return written

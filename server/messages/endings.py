@@ -1,0 +1,72 @@
+"""The ends that this process wrote a moment ago, kept for as long as Redis may still lose them.
+
+What Redis acknowledges is on its disk, or with its replica, a moment later. Where it loses an end in that moment, and
+its writer lives, the writer has it still: the same end is written again, in place of another answer that is generated
+and called for a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from server.messages.journal import Ending, Journal, JournalLost
+
+log = structlog.get_logger("messages")
+
+KEPT_SECONDS: Final = 30.0
+"""For so long; an append-only file that is written every second is behind by two at most, a replica by what it lags."""
+KEPT_BYTES: Final = 16_777_216
+"""So much of all of them; then the oldest go early."""
+ANSWER_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    ending: Ending
+    until: float
+
+
+class Endings:
+    """See the module."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._kept: dict[str, _Kept] = {}
+        """By tag, the oldest first."""
+        self._size = 0
+
+    def keep(self, tag: str, ending: Ending, now: float) -> None:
+        """A message has ended here. `now` is monotonic, in seconds."""
+        self.forget(tag)
+        self._kept[tag] = _Kept(ending, now + KEPT_SECONDS)
+        self._size += ending.size
+        while self._kept and (self._size > KEPT_BYTES or next(iter(self._kept.values())).until < now):
+            self.forget(next(iter(self._kept)))
+
+    def __contains__(self, tag: str) -> bool:
+        return tag in self._kept
+
+    def forget(self, tag: str) -> None:
+        """It runs again, or is not wanted any more."""
+        if (kept := self._kept.pop(tag, None)) is not None:
+            self._size -= kept.ending.size
+
+    async def write_again(self, tag: str) -> None:
+        """Have the end in Redis as it was, if it is kept and can be; nothing changes where it is there.
+
+        Raises `StoreUnavailable`, or `TimeoutError` if Redis does not answer.
+        """
+        kept = self._kept.get(tag)
+        if kept is None:
+            return
+        outbox = kept.ending.again(self._journal)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await outbox.flushed()
+        except JournalLost as lost:  # another claim or run, or too much is lost
+            self.forget(tag)
+            log.info("end_not_written_again", tag=tag, verdict=lost.verdict.name)

@@ -1,0 +1,72 @@
+"""For how long, and how many, the ends of messages are kept. That they are written again: `test_lost_writes.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.messages import endings
+from server.messages.endings import KEPT_BYTES, KEPT_SECONDS, Endings
+from server.messages.events import Entry, pack
+from server.messages.journal import End, Ending, Journal, _Flight
+from server.store.keys import MessageKeys
+from server.store.store import Store
+
+
+class NoStore(Store):
+    """One that nothing is asked of."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def kept() -> Endings:
+    return Endings(Journal(NoStore()))
+
+
+def an_end(size: int) -> Ending:
+    """One of so many bytes."""
+    event = ("e", "done", {})
+    data = pack(0, 1, [event])
+    end = End("done", b"x" * (size - len(data)), b"", may_reopen=False)
+    ending = Ending(
+        MessageKeys.of("a" * 64), b"fence", _Flight(Entry(0, 1, [event], len(data)), data, None, 1, end), (), {}, True
+    )
+    assert ending.size == size
+    return ending
+
+
+def test_it_is_kept_for_half_a_minute() -> None:
+    ends = kept()
+    ends.keep("old", an_end(100), now=5.0)
+    ends.keep("young", an_end(100), now=5.0 + KEPT_SECONDS)
+    assert "old" in ends
+    ends.keep("new", an_end(100), now=5.1 + KEPT_SECONDS)
+    assert "old" not in ends
+    assert "young" in ends
+
+
+def test_the_oldest_go_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "KEPT_BYTES", 1000)
+    ends = kept()
+    for number in range(30):
+        ends.keep(f"m{number}", an_end(100), now=0.0)
+    assert [number for number in range(30) if f"m{number}" in ends] == list(range(20, 30))
+
+
+def test_one_that_ends_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "KEPT_BYTES", 1000)
+    ends = kept()
+    ends.keep("other", an_end(100), now=0.0)
+    for _ in range(30):
+        ends.keep("m", an_end(900), now=0.0)
+    assert "other" in ends
+    ends.forget("m")
+    ends.forget("m")
+    ends.keep("third", an_end(900), now=0.0)
+    assert "other" in ends
+
+
+def test_one_larger_than_all_may_be_is_not_kept() -> None:
+    ends = kept()
+    ends.keep("m", an_end(KEPT_BYTES + 1), now=0.0)
+    assert "m" not in ends
