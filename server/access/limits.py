@@ -1,9 +1,7 @@
-"""How fast and how often: handshakes, open sockets and frames, counted in this process. Pure; time is handed in.
+"""How fast and how often: handshakes, open sockets and frames, counted in this process.
 
 These keep one client from occupying a node. What costs money is limited exactly, across all nodes, by the quotas.
-
-No library: the kept ones (`limits`, `aiolimiter`, `pyrate-limiter`) read the clock themselves, sleep instead of
-refusing, or want a lock; what is needed of them is the one comparison in `Pace.take`.
+Rates are kept by `throttled`, which reads the monotonic clock itself.
 """
 
 from __future__ import annotations
@@ -16,51 +14,57 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from throttled import MemoryStore, Quota, per_min, per_sec
+from throttled.rate_limiter import GCRARateLimiter
+
 from protocol.errors import ProtocolError
 from server.config import ServerSettings, is_loopback
 
-FRAME_BURST_SECONDS: Final = 5.0
+FRAME_BURST_SECONDS: Final = 5
 """How many seconds' worth of frames may come at once."""
-HANDSHAKE_BURST_SECONDS: Final = 10.0
+HANDSHAKE_BURST_SECONDS: Final = 10
 """How many seconds' worth of handshakes may come at once."""
-HANDSHAKE_BURST: Final = 10.0
+HANDSHAKE_BURST: Final = 10
 """Handshakes that may come at once, however low the rate: as many tabs as a browser restores."""
 HANDLED_AT_ONCE: Final = 64
 """Frames of one user that one process handles at once: so many others wait behind at most, whoever floods."""
 FIRST_PENALTY_SECONDS: Final = 0.01
 LAST_PENALTY_SECONDS: Final = 0.5
-SWEEP_ENTRIES: Final = 10_000
-"""Addresses and users remembered before the idle ones are forgotten."""
+REMEMBERED: Final = 50_000
+"""Addresses, and apart from them users, whose handshakes are remembered: 380 bytes each, 19 MB. One is forgotten if so
+many others come while it is silent: whoever has so many has the bursts of all of them, and gains nothing by it."""
+TICK_SECONDS: Final = 1e-9
+"""The wait that is told where rounding leaves none."""
 
 
 class Pace:
-    """At most `rate` events per second on average, `burst` at once (GCRA, ITU-T I.371): one number of state."""
+    """At most so many events on average, and so many at once, of each key (GCRA, ITU-T I.371).
 
-    __slots__ = ("_due", "_interval", "_slack")
+    Of more than `keys` keys the one that came longest ago is forgotten. What was refused has come, too.
+    """
 
-    def __init__(self, rate: float, burst: float) -> None:
-        self._interval = 1.0 / rate
-        self._slack = max(burst - 1.0, 0.0) * self._interval
-        self._due = float("-inf")
-        """When the bucket will be full again."""
+    __slots__ = ("_limiter",)
 
-    def take(self, now: float, count: int = 1) -> float:
-        """Take `count` events: 0, or the wait in seconds after which they fit. A refusal changes nothing."""
-        due = max(self._due, now) + self._interval * (count - 1)
-        wait = due - self._slack - now
-        if wait > 1e-9:
-            return wait
-        self._due = due + self._interval
-        return 0.0
+    def __init__(self, quota: Quota, keys: int = 1) -> None:
+        self._limiter = GCRARateLimiter(quota, MemoryStore(options={"MAX_SIZE": keys}))
 
-    def is_idle(self, now: float) -> bool:
-        """Whether a new one would answer the same."""
-        return self._due <= now
+    def take(self, count: int = 1, key: str = "") -> float:
+        """Take `count` events: 0, or the wait in seconds after which they fit. A refusal changes nothing.
+
+        More than fit at once are always refused.
+        """
+        result = self._limiter.limit(key, count)
+        return (result.state.retry_after or TICK_SECONDS) if result.limited else 0.0
 
 
-def frame_pace(rate: float) -> Pace:
+def frame_pace(rate: int) -> Pace:
     """The limit for frames, `rate` of them per second."""
-    return Pace(rate, rate * FRAME_BURST_SECONDS)
+    return Pace(per_sec(rate, rate * FRAME_BURST_SECONDS))
+
+
+def handshake_pace(rate: int) -> Pace:
+    """The limit for handshakes of everybody, by address or user, `rate` of each per minute."""
+    return Pace(per_min(rate, max(rate * HANDSHAKE_BURST_SECONDS // 60, HANDSHAKE_BURST)), REMEMBERED)
 
 
 class Penalty:
@@ -98,30 +102,22 @@ class ConnectionLimits:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._paces: dict[Hashable, Pace] = {}
-        """Of each address and user that came lately: the pace of their handshakes."""
+        self._addresses = handshake_pace(settings.handshakes_per_minute)
+        self._users = handshake_pace(settings.handshakes_per_minute_per_user)
+        """Apart: addresses cost nothing, and no flood of them may make us forget users."""
         self._open: Counter[Hashable] = Counter()
         self._shared: dict[Hashable, Allowance] = {}
         """Of each address and user with open sockets: what they have together."""
 
-    def handshake(self, address: str, now: float) -> None:
+    def handshake(self, address: str) -> None:
         """Count a handshake of a client address. Raises `ProtocolError` (`rate_limited`)."""
-        if not is_loopback(address):
-            self._handshake(("address", address), self._settings.handshakes_per_minute, now)
+        if not is_loopback(address) and (wait := self._addresses.take(key=address)):
+            raise _limited("Too many new connections of this address.", wait)
 
-    def greet_user(self, user: Hashable, now: float) -> None:
+    def greet_user(self, user: tuple[str, str, str]) -> None:
         """Count a handshake of a user, known by (tenant, kind, user). Raises `ProtocolError` (`rate_limited`)."""
-        self._handshake(("user", user), self._settings.handshakes_per_minute_per_user, now)
-
-    def _handshake(self, key: tuple[str, Hashable], per_minute: int, now: float) -> None:
-        if len(self._paces) >= SWEEP_ENTRIES:
-            self._paces = {known: pace for known, pace in self._paces.items() if not pace.is_idle(now)}
-        rate = per_minute / 60
-        pace = self._paces.get(key)
-        if pace is None:
-            pace = self._paces[key] = Pace(rate, max(rate * HANDSHAKE_BURST_SECONDS, HANDSHAKE_BURST))
-        if wait := pace.take(now):
-            raise _limited(f"Too many new connections of this {key[0]}.", wait)
+        if wait := self._users.take(key=repr(user)):
+            raise _limited("Too many new connections of this user.", wait)
 
     def enter_address(self, address: str) -> Pace | None:
         """Count an open socket of an address; pair with `leave_address`. Raises `rate_limited`.
@@ -150,7 +146,7 @@ class ConnectionLimits:
         """The socket is closed."""
         self._leave(("user", user))
 
-    def _enter(self, key: tuple[str, Hashable], limit: int, frames_per_second: float) -> Allowance:
+    def _enter(self, key: tuple[str, Hashable], limit: int, frames_per_second: int) -> Allowance:
         if self._open[key] >= limit:
             raise _limited(f"Too many open connections of this {key[0]} (at most {limit}).", 1.0)
         self._open[key] += 1

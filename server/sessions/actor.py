@@ -231,7 +231,7 @@ class Session:
     async def _frame(self, raw: dict[str, Any]) -> None:
         kind = raw.get("type")
         try:
-            if wait := self._pace(time.monotonic()):
+            if wait := self._pace():
                 self.refuse(
                     raw, ProtocolError("rate_limited", "too many frames", retry_after_ms=math.ceil(wait * 1000))
                 )
@@ -246,9 +246,9 @@ class Session:
         except ProtocolError as error:
             self.refuse(raw, error)
 
-    def _pace(self, now: float) -> float:
+    def _pace(self) -> float:
         """Count a frame: 0, or the wait in seconds after which it would fit."""
-        return next((wait for pace in self._paces if (wait := pace.take(now))), 0.0)
+        return next((wait for pace in self._paces if (wait := pace.take())), 0.0)
 
     async def _dispatch(self, frame: Frame) -> None:
         """Frames about one message keep their order, and so do those for one conversation; others don't wait.
@@ -418,7 +418,7 @@ class Session:
         """Take on an identity; the seconds until it expires. Raises `ProtocolError`."""
         scopes.require(who.scopes, scopes.CHAT)
         if self.who is None:
-            self.connections.greet_user(user_of(who), time.monotonic())
+            self.connections.greet_user(user_of(who))
             allowance = self.connections.enter_user(user_of(who))
             self._paces.append(allowance.frames)
             self._shared_slots = allowance.handling

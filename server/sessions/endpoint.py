@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -48,7 +47,7 @@ def endpoint(host: Host) -> Callable[[WebSocket], Awaitable[None]]:
             return
         address = _address(socket, settings)
         try:
-            connections.handshake(address, time.monotonic())
+            connections.handshake(address)
             address_pace = connections.enter_address(address)
         except ProtocolError as error:
             await socket.close(CloseCode.TOO_MANY_CONNECTIONS, error.message)
