@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,7 @@ class ConnectionLimits:
 
 
 def _limited(message: str, wait_seconds: float) -> ProtocolError:
-    return ProtocolError("rate_limited", message, retry_after_ms=max(1, round(wait_seconds * 1000)))
+    return ProtocolError("rate_limited", message, retry_after_ms=math.ceil(wait_seconds * 1000))
 
 
 def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[str]) -> str:
