@@ -8,6 +8,7 @@ and called for a second time.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +50,9 @@ class Endings:
 
     def __contains__(self, tag: str) -> bool:
         return tag in self._kept
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
 
     def forget(self, tag: str) -> None:
         """It runs again, or is not wanted any more."""

@@ -29,6 +29,8 @@ log = structlog.get_logger("hub")
 REREAD_SECONDS: Final = 1.0
 """How often the head of a message that is generated elsewhere is read, in case a notification was lost."""
 CONFIRM_SECONDS: Final = 2.0
+MISSING_SECONDS: Final = 2.0
+"""How long a message may be missing before its followers are told: an owner that is still there makes it once more."""
 NOTE_CANCEL: Final = b"c"
 NOTE_REFUSED: Final = b"x"
 """Followed by the packed error: the claim was taken back."""
@@ -81,6 +83,7 @@ class Channel:
         "limit",
         "local",
         "missed",
+        "missing_since",
         "tag",
     )
 
@@ -100,6 +103,8 @@ class Channel:
         """The subscription broke off: what is published may be of another claim, until the record was read."""
         self.missed = False
         """Something may have been published meanwhile."""
+        self.missing_since: float | None = None
+        """Since when, by the loop's clock, there has been no record of it."""
         self.limit = limit
         """Most bytes of newest entries that are kept; older ones are read from Redis by the page."""
         self.entries: deque[Entry] = deque()
@@ -401,8 +406,12 @@ class Hub:
         if channel.local or self.channels.get(channel.tag) is not channel:
             return
         if head is None:
-            self._gone(channel, None)
+            now = asyncio.get_running_loop().time()
+            channel.missing_since = channel.missing_since or now
+            if now - channel.missing_since >= MISSING_SECONDS:
+                self._gone(channel, None)
             return
+        channel.missing_since = None
         ended = has_ended(state)
         if channel.generation and generation != channel.generation:
             channel.reset(int(head), ended)

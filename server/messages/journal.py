@@ -4,15 +4,15 @@ in flight and sending it as one pipeline of fenced append scripts. Nothing is sh
 An `Outbox` is one owned message's side: what waits, what is in flight, where the head stands. A batch that was sent
 is never built anew: a retry after a lost connection sends the same bytes, which the script recognises. Where Redis has
 lost acknowledged entries they are written again, the same bytes under the same seqs, as far as the hub's tail still
-holds them, after the attempts that it has lost with them; else the message is lost to this owner, who takes it over
-from itself. The `Ending` of a message that has ended can be written again in the same way.
+holds them, after the claim and the attempts that it has lost with them; else the message is lost to this owner, who
+takes it over from itself. The `Ending` of a message that has ended can be written again in the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -21,7 +21,7 @@ import structlog
 
 from server.messages.events import EVENT_BYTES, Entry, Event, NewEvents, pack
 from server.messages.hub import Channel
-from server.messages.scripts import APPEND, START_ATTEMPT
+from server.messages.scripts import APPEND, CLAIM, START_ATTEMPT
 from server.store.keys import MessageKeys
 from server.store.link import Link, StoreError, StoreReply, StoreUnavailable
 from server.store.store import Store, forget
@@ -48,6 +48,7 @@ class Verdict(IntEnum):
     FENCED = -1
     ENDED = -2
     GAP = -3
+    MISSING = -4
 
 
 class JournalLost(Exception):
@@ -84,6 +85,13 @@ class _Flight:
 
 
 @dataclass(frozen=True, slots=True)
+class _Claimed:
+    """The claim, on its way again."""
+
+    args: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
 class _Begun:
     """The allocation of an attempt, on its way again."""
 
@@ -102,6 +110,7 @@ class Ending:
     """What was written before it, as far as it was in the hub's tail."""
     begun: Mapping[int, bytes]
     starts_freely: bool
+    claim_again: Callable[[], Sequence[Any] | None]
 
     def again(self, journal: Journal) -> Outbox:
         """Send it once more, and what turns out to be lost before it. Raises `StoreUnavailable`."""
@@ -110,7 +119,7 @@ class Ending:
         channel.entries.extend(self.tail)
         outbox = Outbox(lane, channel, self.keys, self.fence, entry.prev, entry.first, lambda lost: None)
         outbox.begun, outbox.attempts = dict(self.begun), self.last.attempts
-        outbox.starts_freely = self.starts_freely
+        outbox.starts_freely, outbox.claim_again = self.starts_freely, self.claim_again
         outbox.flight = self.last
         lane.resend.append(outbox)
         lane.wake.set()
@@ -137,6 +146,7 @@ class Outbox:
         "base",
         "begun",
         "channel",
+        "claim_again",
         "ended",
         "fence",
         "flight",
@@ -171,7 +181,7 @@ class Outbox:
         """Seq of the next event; `head + 1`, or further on after a takeover."""
         self.base: int | None = None
         self.waiting = NewEvents(event_bytes)
-        self.flight: _Flight | _Begun | None = None
+        self.flight: _Flight | _Begun | _Claimed | None = None
         self.queued = False
         self.attempts = 0
         """How many attempts are allocated in the record, as far as this owner knows."""
@@ -179,9 +189,11 @@ class Outbox:
         """Those of them that this owner allocated, with their descriptions."""
         self.starts_freely = False
         """Whether its first attempt waited for nobody's turn, so that it may be allocated again by itself."""
+        self.claim_again: Callable[[], Sequence[Any] | None] = lambda: None
+        """The arguments of the claim script that make this very claim once more; None where that can't be."""
         self.ended: _Flight | None = None
         """The last entry, once it is written."""
-        self._lost: deque[_Flight | _Begun] = deque()
+        self._lost: deque[_Flight | _Begun | _Claimed] = deque()
         """What is to be written again after the entry in flight; the newest entry is the last."""
         self.on_signal = on_signal
         """Called with False when a cancel was requested, with True when this node lost the message."""
@@ -245,7 +257,7 @@ class Outbox:
         """What was written last, to be kept. Only once the end is."""
         assert self.ended is not None
         tail = tuple(entry for entry in self.channel.entries if entry.last < self.ended.entry.first)
-        return Ending(self.keys, self.fence, self.ended, tail, self.begun, self.starts_freely)
+        return Ending(self.keys, self.fence, self.ended, tail, self.begun, self.starts_freely, self.claim_again)
 
     def abandon(self) -> None:
         """Nothing more will be written from here."""
@@ -298,25 +310,35 @@ class Outbox:
         lane.resend.append(self)
         lane.wake.set()
 
+    def remake(self) -> None:
+        """Redis has lost the claim: make it and what followed once more, unless the next entry finds out anyway."""
+        if self.flight is None and not self.queued and self._failure is None:
+            again = self._again(0, b"", self.head, self.next - 1, missing=True)
+            if again:
+                self._lost = deque(again)
+                self.flight = self._lost.popleft()
+                self.lane.resend.append(self)
+                self.lane.wake.set()
+
     def landed(self, reply: Any) -> bool:
-        """Redis has answered the entry in flight; False if another one is in flight now, to be sent at once."""
-        gap: list[Any] = reply if isinstance(reply, list) else []
-        verdict = Verdict(gap[0] if gap else reply)
-        assert not gap or gap[1] is not None, "a record without a tip has no fence either, and is answered FENCED"
-        if gap and self._mends(int(gap[1]), gap[2]):
-            return False
-        flight, self.flight = self.flight, None
+        """Redis has answered what was in flight; False if something else is in flight now, to be sent at once."""
+        flight = self.flight
         assert flight is not None
+        if isinstance(flight, _Claimed):
+            ours = self.fence in (reply[1:2] if reply[0] == b"new" else reply[5:6])
+            verdict = Verdict.WRITTEN if ours else Verdict.FENCED
+        else:
+            tip, attempts = (int(reply[1]), reply[2]) if isinstance(reply, list) else (0, b"")
+            verdict = Verdict(reply[0] if isinstance(reply, list) else reply)
+            if verdict in (Verdict.GAP, Verdict.MISSING) and self._mends(tip, attempts, verdict is Verdict.MISSING):
+                return False
+        self.flight = None
         if verdict > 0 and self._lost:
             self.flight = self._lost.popleft()
             return False
         if verdict > 0:
-            assert isinstance(flight, _Flight), "an allocation is followed by what was in flight before"
-            entry = flight.entry
-            self.ended = flight if flight.end is not None else None
-            self.head, self.next = entry.last, entry.last + 1
-            if not self.channel.publish(entry):
-                self.channel.reset(entry.last, entry.ends)
+            if isinstance(flight, _Flight):
+                self._written(flight)
             if verdict is Verdict.WRITTEN_CANCEL:
                 self.on_signal(False)
             if self.waiting or self._end is not None:
@@ -329,27 +351,52 @@ class Outbox:
         self._drained.set()
         return True
 
-    def _mends(self, tip: int, attempts: bytes) -> bool:
+    def _written(self, flight: _Flight) -> None:
+        entry = flight.entry
+        self.ended = flight if flight.end is not None else None
+        self.head, self.next = entry.last, entry.last + 1
+        if not self.channel.publish(entry):
+            self.channel.reset(entry.last, entry.ends)
+
+    def _mends(self, tip: int, attempts: bytes, missing: bool) -> bool:
         """Whether what Redis lost after `tip` can be written again, before the newest entry; then it is in flight."""
         newest = self._lost[-1] if self._lost else self.flight
-        assert isinstance(newest, _Flight), "an allocation is followed by what was in flight before"
-        entries = [entry for entry in self.channel.entries if tip < entry.last <= newest.entry.prev]
-        if [*entries, newest.entry][0].first - 1 != tip or (entries and entries[-1].last != newest.entry.prev):
-            return False  # the tail does not reach back so far
-        if not attempts and not self.starts_freely:
+        if not isinstance(newest, _Flight):
             return False
-        known = int(attempts or 0)
-        again: list[_Flight | _Begun] = [_Begun(n, self.begun[n]) for n in sorted(self.begun) if n > known]
-        log.warning("lost_entries_written_again", count=len(entries), attempts=len(again), tip=tip, head=self.head)
-        again += [_Flight(e, pack(e.prev, e.first, e.events), _base_in(e), self.attempts) for e in entries]
+        again = self._again(tip, attempts, newest.entry.prev, newest.entry.first - 1, missing)
+        if not again:
+            return False
         self._lost = deque([*again, newest])
         self.flight = self._lost.popleft()
         return True
+
+    def _again(
+        self, tip: int, attempts: bytes, head: int, follows: int, missing: bool
+    ) -> list[_Flight | _Begun | _Claimed]:
+        """What leads once more from `tip` to `head`, and so to the tip that the next entry `follows`.
+
+        Nothing if the tail does not reach so far back, or it must not be written again.
+        """
+        entries = [entry for entry in self.channel.entries if tip < entry.last <= head]
+        complete = entries[0].first - 1 == tip and entries[-1].last == head if entries else follows == tip
+        if not complete or not (attempts or self.starts_freely):
+            return []
+        again: list[_Flight | _Begun | _Claimed] = []
+        if missing:
+            if (args := self.claim_again()) is None:
+                return []
+            again.append(_Claimed(args))
+        known = int(attempts or 0)
+        again += [_Begun(number, self.begun[number]) for number in sorted(self.begun) if number > known]
+        log.warning("lost_entries_written_again", entries=len(entries), others=len(again), tip=tip, head=head)
+        return again + [_Flight(e, pack(e.prev, e.first, e.events), _base_in(e), self.attempts) for e in entries]
 
     def command(self) -> tuple[Any, ...]:
         """The script call of what is in flight: the same bytes at every retry."""
         flight, keys = self.flight, self.keys
         assert flight is not None
+        if isinstance(flight, _Claimed):
+            return ("EVALSHA", CLAIM.sha, 3, keys.record, keys.journal, keys.standing, *flight.args)
         if isinstance(flight, _Begun):
             return ("EVALSHA", START_ATTEMPT.sha, 1, keys.record, self.fence, flight.number, flight.description)
         entry, end = flight.entry, flight.end
@@ -463,7 +510,7 @@ class Lane:
             log.warning("journal_waits_for_redis", address=str(self.link.address))
             return
         if isinstance(why, StoreReply) and not self.journal.store.misplaced(why) and str(why).startswith("NOSCRIPT"):
-            for script in (APPEND, START_ATTEMPT):
+            for script in (APPEND, START_ATTEMPT, CLAIM):
                 self.link.call("SCRIPT", "LOAD", script.source).add_done_callback(forget)
 
 

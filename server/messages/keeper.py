@@ -47,6 +47,8 @@ RETRY_SECONDS: Final = 0.25
 JUMP: Final = 2**20
 """After a takeover or a reopening the seqs begin at least this much further on, and at most twice as far."""
 STEP_SECONDS: Final = 5.0
+LOOK_AT_ONCE: Final = 256
+"""Messages looked at together after Redis was away."""
 STOP_SECONDS: Final = 5.0
 REPLICA_SECONDS: Final = 1.0
 """How long a replica has to take an end before the message is finalized all the same."""
@@ -120,6 +122,7 @@ class Keeper:
         """Drive a message that this node has just come to own."""
         self.endings.forget(claim.tag)
         running = self.running[claim.tag] = Running(claim, self.means, self.reader)
+        running.answer.outbox.claim_again = running.claim.again
         self._idle.clear()
         self.owner.start(self._drive(running), claim.id)
         self.owner.start(self.stubbornly(lambda: self._list(claim.tag)), claim.id)
@@ -200,9 +203,13 @@ class Keeper:
         )
         settled = has_ended(state) and standing is not None
         reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
-        if owner == self.node.encode() and not settled and not reopened and claim.tag not in self.running:
-            await self.endings.write_again(claim.tag)
-            await self.adopt(claim.tag, self.node)
+        if owner in (self.node.encode(), None) and not settled and not reopened and claim.tag not in self.running:
+            await self._take_back(claim.tag)
+
+    async def _take_back(self, tag: str) -> None:
+        """Go on with what this node owns and does not run: from the end that it wrote, if Redis has lost just that."""
+        await self.endings.write_again(tag)
+        await self.adopt(tag, self.node)
 
     async def _give_back(self, running: Running) -> None:
         """It could not be admitted, belongs to another node, or lost acknowledged writes."""
@@ -386,15 +393,37 @@ class Keeper:
         target = self.means.targets.get(description["target"])  # none: another configuration
         return lost_record(number, description, text_bytes, run, None if target is None else target.price)
 
-    async def reconcile(self) -> None:
-        """Look for messages that this node owns but does not run: claims that happened after they were given up."""
+    async def reconcile(self, doubted: bool = False) -> None:
+        """Look for messages that this node owns but does not run: claims that happened after they were given up.
+
+        `doubted`: Redis may have lost what it had acknowledged; look for that, too.
+        """
         if self.running:
             await self.open.add(*self.running, seconds=STEP_SECONDS)
+        if doubted:
+            await self._look_for_losses()
         before = self.running.keys() | self.finishing
         listed = await self.open.read(STEP_SECONDS)
         for tag, lanes in listed.lanes.items():
             if tag not in before and not self.has(tag):
                 await self._settle_stray(tag, lanes)
+
+    async def _look_for_losses(self) -> None:
+        tags = [*self.running, *self.endings]
+        for start in range(0, len(tags), LOOK_AT_ONCE):
+            await asyncio.gather(*map(self._look_for_loss, tags[start : start + LOOK_AT_ONCE]))
+
+    async def _look_for_loss(self, tag: str) -> None:
+        """Write again what Redis has lost of a message, if nothing that is under way finds out."""
+        record = MessageKeys.of(tag).record
+        state = await self.means.store.call(record, "HGET", record, "state", seconds=STEP_SECONDS)
+        running = self.running.get(tag)
+        if running is not None and state is None:
+            running.answer.outbox.remake()
+            index = active_set(running.claim.user_tag)
+            await self.means.store.call(index, "SADD", index, running.claim.id, seconds=STEP_SECONDS)
+        elif running is None and not has_ended(state) and not self.has(tag):
+            await self._take_back(tag)
 
     async def _settle_stray(self, tag: str, lanes: Iterable[str]) -> None:
         keys = MessageKeys.of(tag)

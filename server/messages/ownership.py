@@ -83,8 +83,8 @@ class Ownership:
         self.node = node
         self.takeover_seconds = takeover_seconds
         self.adopt = adopt
-        self.reconcile: Callable[[], Awaitable[None]] | None = None
-        """Called now and then: look for own messages that nobody runs."""
+        self.reconcile: Callable[[bool], Awaitable[None]] | None = None
+        """Called now and then: look for own messages that nobody runs. True: Redis may have lost some of them."""
         self.adopting = True
         """False while draining: the others take what there is."""
         self._observers: dict[Link, Observer] = {}
@@ -255,13 +255,16 @@ class Ownership:
             await self.store.call(key, "SREM", key, node, seconds=5.0)
 
     async def _reconcile(self) -> None:
+        doubted = False
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECONCILE_SECONDS):
                     await self._doubted.wait()
+            doubted = doubted or self._doubted.is_set()
             self._doubted.clear()
             if self.reconcile is not None:
                 try:
-                    await self.reconcile()
+                    await self.reconcile(doubted)
+                    doubted = False
                 except (StoreError, TimeoutError) as error:
                     log.info("reconcile_put_off", error=str(error))

@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any, Final
 
 import msgpack
-import orjson
 import structlog
 
 from protocol.errors import ATTEMPT_REASONS, ProtocolError
@@ -19,7 +18,7 @@ from protocol.frames import DEFAULT_ROUTE, END_STATES, Send
 from server.access.identity import Principal
 from server.messages import request as asked
 from server.messages.branch import count_tokens, room_of
-from server.messages.claim import Claim
+from server.messages.claim import Claim, Made, fields_of
 from server.messages.finalize import gather
 from server.messages.hub import NOTE_CANCEL
 from server.messages.keeper import Keeper
@@ -28,7 +27,7 @@ from server.messages.means import Means
 from server.messages.origin import Origin, tags_of, traceparent_of
 from server.messages.prompted import Prompted
 from server.messages.reader import Reader
-from server.messages.scripts import CANCEL, CLAIM, MAX_RUNS
+from server.messages.scripts import CANCEL, CLAIM
 from server.messages.state import State
 from server.messages.structured import check_format
 from server.messages.tally import settlement
@@ -83,6 +82,7 @@ class Wish:
     """What is stored if it is new; or why there can be nothing new."""
     tag: str
     keys: MessageKeys
+    made: Made
 
     @property
     def user(self) -> str:
@@ -141,7 +141,8 @@ class Messages:
         tag = message_tag(who.tenant, who.kind, who.user, send.id)
         keys = MessageKeys.of(tag)
         try:
-            wish = Wish(who, send, origin, await self._prompted.request(who, send, of_route), tag, keys)
+            made = Made(self.node, asked.fingerprint(send), time.time(), self.keeper.times.claim_seconds)
+            wish = Wish(who, send, origin, await self._prompted.request(who, send, of_route), tag, keys, made)
             self._check_route(wish.route)
             if send.conversation is not None:
                 await self.means.conversations.check(who, send, self._room(wish))
@@ -243,16 +244,8 @@ class Messages:
         if not attaches_only:
             await asyncio.gather(self.keeper.open.add(tag), self._hint(tag, user, send.id))
             attaches_only = self.draining  # it may have begun meanwhile, and a node that leaves makes nothing new
-        args = [
-            asked.fingerprint(send),
-            round(self.keeper.times.claim_seconds * 1000),
-            "" if send.retry_of is None or attaches_only else send.retry_of,
-            MAX_RUNS,
-            self.node,
-            generation,
-            self.keeper.jump(),
-            *([] if attaches_only else _record_of(wish, generation)),
-        ]
+        fields = [] if attaches_only else _record_of(wish, generation)
+        args = wish.made.args(fields, generation, None if attaches_only else send.retry_of, self.keeper.jump())
         reply: list[Any] = await store.run(CLAIM, [keys.record, keys.journal, keys.standing], args)
         if attaches_only:
             if reply[0] == b"none":
@@ -391,18 +384,8 @@ def _record_of(wish: Wish, generation: bytes) -> list[Any]:
     """Field, value, … of a new record; none where there can be no new one."""
     if isinstance(wish.request, ProtocolError):
         return []
-    who, send = wish.who, wish.send
-    fields: list[Any] = [
-        "req", asked.pack(wish.request),
-        "id", send.id, "tenant", who.tenant, "kind", who.kind, "user", who.user, "tier", who.tier,
-        "model", wish.route, "gen", generation,
-        "created", repr(time.time()), "origin", wish.origin.pack(),
-    ]  # fmt: skip
-    if send.conversation is not None:
-        fields += ["conversation", send.conversation]
-    if (used := prompted.used(wish.request)) is not None:
-        fields += ["prompt", orjson.dumps(used)]
-    return fields
+    who = (wish.who.tenant, wish.who.kind, wish.who.user)
+    return fields_of(wish.send.id, who, wish.request, generation, wish.made.created, wish.origin)
 
 
 def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
@@ -432,6 +415,7 @@ def _claimed(wish: Wish, generation: bytes, reply: Sequence[Any]) -> Claim:
         user=(who.tenant, who.kind, who.user),
         origin=Origin.unpack(reply[8] or None) if reopened else wish.origin,
         shown=Shown(anything=head > 1, structured=reopened),  # a reopened failure starts over, never continues
+        made=None if reopened else wish.made,
     )
     return replace(claim, earlier=settlement(records, claim.run - 1, claim.account)) if reopened else claim
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import pytest
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from protocol.client.aio import connect
 from protocol.client.failures import MessageLost
 from server.messages.events import unpack
-from server.store.keys import MessageKeys, message_tag
+from server.store.keys import MessageKeys, active_set, message_tag, user_tag
 from tests.integration.test_main_job import Place, place, whole
 from tests.nodes import running_node, settings_for
 from tests.upstreams.script import expected_text
@@ -256,21 +256,96 @@ async def test_an_end_is_not_written_where_the_claim_is_another(valkey_url: str,
         assert calls(here) == 2
 
 
+async def forget(server: Any, keys: MessageKeys) -> None:
+    """Lose a whole claim, with all that followed."""
+    await server.delete(keys.record, keys.journal)
+
+
+async def test_the_owner_makes_a_lost_claim_again(valkey_url: str, server: Any) -> None:
+    """Nobody notices, wherever they follow; devices that come later find it, too."""
+    async with (
+        place(valkey_url) as here,
+        running_node(settings_for(valkey_url, here.upstream.url)) as other,
+        wire(here.node.url) as client,
+        wire(other.url) as reader,
+    ):
+        messages = await client.ask("m", "script tokens=160 rate=80")
+        await told_to(client, "m", 20)
+        await reader.send({"type": "resume", "id": "m", "after": 0})
+        await told_to(reader, "m", 30)
+        keys = here.keys("m")
+        before = await server.hgetall(keys.record)
+        await forget(server, keys)
+        whole(await reader.ended("m"), messages)
+        whole(await client.ended("m"), messages)
+        assert (client.view("m").snapshots, len(client.view("m").attempts), calls(here)) == (0, 1, 1)
+        after = await settled_again(server, keys)
+        for_ever = before.keys() - {b"head", b"tip", b"base"}
+        assert {name: after[name] for name in for_ever} == {name: before[name] for name in for_ever} | {
+            b"state": b"done"
+        }
+        assert await server.pttl(keys.record) > 0
+
+
+async def test_a_claim_that_is_lost_before_the_first_word_is_made_again(valkey_url: str, server: Any) -> None:
+    """There is nothing to write that would find it missing: its owner looks, once Redis is back."""
+    async with place(valkey_url) as here, wire(here.node.url) as client:
+        messages = await client.ask("m", "script tokens=20 first=1.5")
+        await client.until(lambda frame: frame["type"] == "accepted")
+        await eventually(lambda: calls(here) == 1)
+        await fall_back(server, {})
+        keys = here.keys("m")
+        await eventually_true(lambda: server.exists(keys.record))
+        assert client.view("m").cursor == 0
+        active = await server.smembers(active_set(user_tag("demo", "anonymous", "demo")))
+        assert active == {b"m"}
+        whole(await client.ended("m"), messages)
+        assert calls(here) == 1
+
+
+async def test_an_end_whose_claim_is_lost_is_written_again(valkey_url: str, server: Any) -> None:
+    async with place(valkey_url) as here, wire(here.node.url) as client:
+        messages = await client.ask("m", "script tokens=40 rate=200")
+        whole(await client.ended("m"), messages)
+        keys = here.keys("m")
+        before = await settled_again(server, keys)
+        await fall_back(server, {})
+        after = await settled_again(server, keys)
+        assert after == before
+        assert calls(here) == 1
+        async with wire(here.node.url) as late:
+            await late.send({"type": "resume", "id": "m", "after": 0})
+            whole(await late.ended("m"), messages)
+        await eventually_true(lambda: at_rest(server))
+
+
+async def at_rest(server: Any) -> bool:
+    """Whether no node has anything on its list."""
+    return not [key async for key in server.scan_iter(match=b"*open*")]
+
+
+TOO_LONG: Final = {"messages": {"tail_bytes": 1024}}
+"""Where only so much text is kept, the claim of a longer one is not made again."""
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 async def test_a_lost_claim_is_asked_for_again_by_the_client_library(
     valkey_url: str, server: Any, elsewhere: bool
 ) -> None:
     """The text begins anew; the message is generated twice, as nobody can know of the first time, and paid once."""
-    async with place(valkey_url) as here, running_node(settings_for(valkey_url, here.upstream.url)) as other:
+    async with (
+        place(valkey_url, TOO_LONG) as here,
+        running_node(settings_for(valkey_url, here.upstream.url, TOO_LONG)) as other,
+    ):
         node = other if elsewhere else here.node
-        messages = [{"role": "user", "content": "script tokens=120 rate=80"}]
+        messages = [{"role": "user", "content": "script tokens=200 rate=80"}]
         async with connect(node.url) as asking, connect(here.node.url) as following:
             message = asking.ask(id="m", messages=messages)
             await eventually(lambda: message.view.cursor > 20)
             followed = following.resume("m")
-            await eventually(lambda: followed.view.cursor > 20)
+            await eventually(lambda: followed.view.cursor > 80)
             keys = here.keys("m")
-            await server.delete(keys.record, keys.journal)
+            await forget(server, keys)
             assert (await message.done()).text == expected_text(messages, "scripted")
             assert message.view.asked_anew == 1
             assert [a.attempt for a in message.view.attempts] == [1, 1]
@@ -282,17 +357,20 @@ async def test_a_lost_claim_is_asked_for_again_by_the_client_library(
 @pytest.mark.parametrize("known", [True, False], ids=["followed-from-the-start", "resumed-afterwards"])
 async def test_a_device_that_only_follows_a_lost_message_is_told_so(valkey_url: str, server: Any, known: bool) -> None:
     """Who asked has gone and never asks again: no device that follows may wait for ever, wherever it is connected."""
-    async with place(valkey_url) as here, running_node(settings_for(valkey_url, here.upstream.url)) as other:
+    async with (
+        place(valkey_url, TOO_LONG) as here,
+        running_node(settings_for(valkey_url, here.upstream.url, TOO_LONG)) as other,
+    ):
         async with wire(here.node.url) as asking:
             await asking.ask("m", "script tokens=400 rate=80")
-            await told_to(asking, "m", 20)
+            await told_to(asking, "m", 80)
         async with connect(here.node.url) as beside, connect(other.url) as elsewhere, asyncio.timeout(10):
             followers = [beside.resume("m"), elsewhere.resume("m")] if known else []
             for follower in followers:
-                await eventually(lambda follower=follower: follower.view.cursor > 20)
+                await eventually(lambda follower=follower: follower.view.cursor > 80)
             keys = here.keys("m")
-            await server.delete(keys.record, keys.journal)
-            followers = followers or [beside.resume("m", after=20), elsewhere.resume("m", after=20)]
+            await forget(server, keys)
+            followers = followers or [beside.resume("m", after=80), elsewhere.resume("m", after=80)]
             for follower in followers:
                 with pytest.raises(MessageLost):
                     await follower.done()

@@ -42,6 +42,7 @@ BOGUS: Final = "something lost"
 """The text of a device whose cursor lies beyond the head."""
 FENCED: Final = -1
 GAP: Final = -3
+MISSING: Final = -4
 ENDS: Final = (b"done", b"failed", b"cancelled")
 
 
@@ -213,7 +214,9 @@ class Check:
                 message_id = record[b"id"].decode()
                 truth = self.truths[keys[0]] = self.by_id[message_id] = Truth(message_id, keys[0])
             truth.claims += 1
-            truth.jumped, truth.torn = b"", None
+            truth.jumped = b""
+            if truth.torn is not None and truth.torn.fences.get(truth.torn.head) != reply[1]:
+                truth.torn = None  # it was asked for anew before its writer had made it once more
             truth.owner, truth.stopped = host.name, False
             if truth.claims > 1 + truth.forgiven:
                 self.fail("G1", f"{truth.id} was claimed anew while its claim stood")
@@ -277,10 +280,10 @@ class Check:
             reply = reply[0]
         fence, last, data = _bytes(args[0]), int(args[2]), _bytes(args[3])
         owner = self._record(keys[0]).get(b"fence")
-        if owner != fence and reply != FENCED:
+        if owner != fence and reply != FENCED and (owner is not None or reply != MISSING):
             what = "appended" if reply > 0 else "was let up to the tip when appending"
             self.fail("G4", f"{host.name} {what} {last} of {_short(keys[:1])} with fence {fence!r}, past {owner!r}")
-        if reply == GAP and not self.losses:
+        if reply in (GAP, MISSING) and not self.losses:
             self.fail("G3", f"{host.name} meets a gap at {args[1]}, though Redis lost nothing")
         if reply < 0:
             return
@@ -340,12 +343,14 @@ class Check:
 
     def _torn(self, truth: Truth, record: dict[bytes, bytes]) -> Timeline | None:
         """What the writer of an end that was just lost has to write again; None: nothing, or it can't be asked to."""
-        if not record or self.world.schedule.tail_bytes < WHOLE_TAIL_BYTES:
-            return None  # what lay before the end may be gone, too
         line = truth.now
+        if self.world.schedule.tail_bytes < WHOLE_TAIL_BYTES:
+            return None  # what lay before the end may be gone, too
         if not line.ended or record.get(b"state") in ENDS:
             return truth.torn
-        return line.copy() if record.get(b"fence") == line.fences.get(line.head) else None
+        fence = line.fences.get(line.head, b"")
+        stands = record.get(b"fence") == fence if record else fence.startswith(b"1:")  # an adopted one can't be made
+        return line.copy() if stands else None
 
     # --- what the upstream sees ---
 

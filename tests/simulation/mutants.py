@@ -170,9 +170,10 @@ def _silent_beyond_the_head(self: Outbound, follow: Follow) -> bytes | None:
     return None if follow.cursor > follow.channel.head else _from_tail(self, follow)
 
 
-def _renumber_what_is_left(self: Outbox, tip: int, attempts: bytes) -> bool:
+def _renumber_what_is_left(self: Outbox, tip: int, attempts: bytes, missing: bool) -> bool:
     flight = self.flight
-    assert isinstance(flight, _Flight)
+    if missing or not isinstance(flight, _Flight):
+        return False
     events = flight.entry.events
     data = pack(tip, tip + 1, events)
     self.flight = _Flight(Entry(tip, tip + 1, events, len(data)), data, flight.base, 0, flight.end)

@@ -11,10 +11,13 @@
 -- ARGV[8]  with an end: the end event   ARGV[9] attempt records   ARGV[10] '1' if a repeat may reopen it, else ''
 --
 -- 1 written (or it had been: the same fence and the same bytes stand there) · 2 the same, and a cancel was requested
--- -1 fenced · -2 the message has ended
+-- -1 fenced · -2 the message has ended · -4 there is no such message: Redis has lost its claim
 -- {-3, tip, attempts} the entry does not continue the journal, or the attempts: Redis has lost what it had acknowledged
 --   after `tip`; attempts: how many are allocated in the record, '' if the loss goes back to before the first of this run
 local have = redis.call('HMGET', KEYS[1], 'fence', 'tip', 'state', 'cancel', 'attempts')
+if not have[1] then
+  return -4
+end
 if have[1] ~= ARGV[1] then
   return -1
 end

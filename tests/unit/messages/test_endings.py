@@ -28,9 +28,8 @@ def an_end(size: int) -> Ending:
     event = ("e", "done", {})
     data = pack(0, 1, [event])
     end = End("done", b"x" * (size - len(data)), b"", may_reopen=False)
-    ending = Ending(
-        MessageKeys.of("a" * 64), b"fence", _Flight(Entry(0, 1, [event], len(data)), data, None, 1, end), (), {}, True
-    )
+    flight = _Flight(Entry(0, 1, [event], len(data)), data, None, 1, end)
+    ending = Ending(MessageKeys.of("a" * 64), b"fence", flight, (), {}, True, lambda: None)
     assert ending.size == size
     return ending
 
