@@ -16,10 +16,11 @@ import pytest
 from protocol.errors import ProtocolError
 from protocol.frames import Send
 from server.access.identity import Principal
+from server.messages.claim import Made
 from server.messages.hub import NOTE_OWNER
 from server.messages.openlist import OpenList
 from server.messages.origin import Origin
-from server.messages.request import stored
+from server.messages.request import fingerprint, stored
 from server.messages.scripts import START_ATTEMPT, TAKEOVER
 from server.messages.service import Wish, _claimed
 from server.node import Node
@@ -56,16 +57,14 @@ class Bench:
     def messages(self) -> list[dict[str, str]]:
         return ask("tokens=60 rate=60", "m")
 
-    @property
-    def wish(self) -> Wish:
-        return Wish(WHO, self.send, ORIGIN, stored(self.send), self.tag, self.keys)
+    def wish(self, owner: str) -> Wish:
+        """What `owner` is asked for."""
+        made = Made(owner, fingerprint(self.send), 0.0, self.node.keeper.times.claim_seconds)
+        return Wish(WHO, self.send, ORIGIN, stored(self.send), self.tag, self.keys, made)
 
     async def claim(self, owner: str, attempts: int = 0) -> bytes:
         """A claim in Redis as `owner` would have made it; its generation."""
-        service = self.node.messages
-        mine, service.node = service.node, owner
-        reply = await service._claim(self.wish, b"gen")
-        service.node = mine
+        reply = await self.node.messages._claim(self.wish(owner), b"gen")
         assert reply[0] == b"new"
         if attempts:
             description = msgpack.packb({"target": "scripted", "model": MODEL, "started_at": 0.0})
@@ -120,11 +119,9 @@ async def test_a_claim_whose_first_attempt_was_given_up_is_undone_unless_somebod
     """Redis allocated the attempt and its reply was lost: who asked was refused, and the claim is about to go. A repeat
     on another node finds it `streaming` and says that it is accepted: then it must run."""
     generation = await bench.claim(bench.node.id, attempts=1)
-    service, keeper = bench.node.messages, bench.node.keeper
+    keeper = bench.node.keeper
     if repeats:
-        mine, service.node = service.node, "another"
-        reply = await service._claim(bench.wish, b"other")
-        service.node = mine
+        reply = await bench.node.messages._claim(bench.wish("another"), b"other")
         assert (reply[0], reply[1]) == (b"have", b"streaming")
     fence = keeper._first_fence(generation)
     released = await keeper.release(bench.keys, generation, fence, ProtocolError("store_unavailable", "no"))
@@ -259,9 +256,9 @@ async def test_a_follower_of_a_claim_that_is_gone_is_told_so_and_may_follow_the_
 async def test_a_claim_made_while_an_earlier_one_is_taken_off_the_list_is_listed(bench: Bench) -> None:
     """The id was freed and claimed anew; only then the node strikes it off its open set, for the earlier claim."""
     service, keeper = bench.node.messages, bench.node.keeper
-    reply = await service._claim(bench.wish, b"gen")
+    reply = await service._claim(bench.wish(bench.node.id), b"gen")
     await keeper._unlist(bench.tag)
-    keeper.begin(_claimed(bench.wish, b"gen", reply))
+    keeper.begin(_claimed(bench.wish(bench.node.id), b"gen", reply))
     key = open_set(bench.node.id, "hb0")
     async with asyncio.timeout(2.0):  # sooner than the next reconciliation
         while bench.tag.encode() not in await bench.node.store.call(key, "SMEMBERS", key):  # noqa: ASYNC110

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 CAUGHT_BY: Final = {
-    "no-fence": 31,
+    "no-fence": 19,
     "deliver-before-journal": 0,
     "merge-off-by-one": 0,
     "lease-ignored": 0,
@@ -28,8 +28,8 @@ CAUGHT_BY: Final = {
     "end-written-twice": 0,
     "hub-skips-gaps": 59,
     "finalize-drops-text": 0,
-    "loss-covered-up": 26,
-    "fence-not-unique": 1725,
+    "loss-covered-up": 12,
+    "fence-not-unique": 34,
     "refilled-twice": 1,
     "settled-twice": 14,
     "hold-of-each-owner": 3,
@@ -39,6 +39,7 @@ CAUGHT_BY: Final = {
     "clock-runs-back": 10,
     "one-slot-too-many": 1,
     "bill-forgotten-at-reopening": 1343,
+    "ends-not-kept": 12,
     "probes-without-limit": 35,
     "condition-not-compared": 40,
     "never-trips": 35,

@@ -180,6 +180,10 @@ def _renumber_what_is_left(self: Outbox, tip: int, attempts: bytes, missing: boo
     return True
 
 
+def _never_again(self: Claim) -> None:
+    return None
+
+
 def _keep_nothing(self: Endings, tag: str, ending: Any, now: float) -> None:
     return None
 
@@ -293,8 +297,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         "fence-not-unique",
-        "a claim granted anew has the fence of the one that was lost",
+        "a claim granted anew has the fence of the one that was lost, and is not made once more by who had it",
         ((_CLAIM, b"'1:' .. ARGV[5] .. ':' .. ARGV[6]", b"'1:' .. ARGV[5]"),),
+        _methods((Claim, "again", _never_again)),
     ),
     Mutant(
         "refilled-twice",
