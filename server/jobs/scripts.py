@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +12,7 @@ _LUA: Final = Path(__file__).parent / "lua"
 
 def _load(name: str) -> Script:
     """A script of one job: it begins with what they share."""
-    source = (_LUA / "common_v1.lua").read_bytes() + (_LUA / f"{name}.lua").read_bytes()
-    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+    return Script.load(_LUA / f"{name}.lua", _LUA / "common_v1.lua")
 
 
 CREATE: Final = _load("job_create_v1")

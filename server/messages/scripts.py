@@ -9,6 +9,12 @@ from server.store.store import Script
 
 _LUA: Final = Path(__file__).parent / "lua"
 
+
+def _of_conversation(name: str) -> Script:
+    """A script of one conversation: it begins with what they share."""
+    return Script.load(_LUA / f"conversation_{name}_v1.lua", _LUA / "conversation_common_v1.lua")
+
+
 CLAIM: Final = Script.load(_LUA / "claim_v1.lua")
 START_ATTEMPT: Final = Script.load(_LUA / "start_attempt_v1.lua")
 APPEND: Final = Script.load(_LUA / "append_v1.lua")
@@ -23,11 +29,11 @@ HAND_OVER: Final = Script.load(_LUA / "hand_over_v1.lua")
 QUEUE: Final = Script.load(_LUA / "queue_v1.lua")
 RESOLVE: Final = Script.load(_LUA / "resolve_v1.lua")
 ERASE: Final = Script.load(_LUA / "erase_v1.lua")
-CONVERSATION_ENTER: Final = Script.load(_LUA / "conversation_enter_v1.lua")
-CONVERSATION_ADVANCE: Final = Script.load(_LUA / "conversation_advance_v1.lua")
-CONVERSATION_APPEND: Final = Script.load(_LUA / "conversation_append_v1.lua")
-CONVERSATION_PAGE: Final = Script.load(_LUA / "conversation_page_v1.lua")
-CONVERSATION_CHANGE: Final = Script.load(_LUA / "conversation_change_v1.lua")
+CONVERSATION_ENTER: Final = _of_conversation("enter")
+CONVERSATION_ADVANCE: Final = _of_conversation("advance")
+CONVERSATION_APPEND: Final = _of_conversation("append")
+CONVERSATION_PAGE: Final = _of_conversation("page")
+CONVERSATION_CHANGE: Final = _of_conversation("change")
 CONVERSATION_DELETE: Final = Script.load(_LUA / "conversation_delete_v1.lua")
 CONVERSATION_PROMPT: Final = Script.load(_LUA / "conversation_prompt_v1.lua")
 CONVERSATION_REGISTER: Final = Script.load(_LUA / "conversation_register_v1.lua")

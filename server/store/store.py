@@ -38,9 +38,9 @@ class Script:
     sha: bytes
 
     @classmethod
-    def load(cls, path: Path) -> Script:
-        """Read a `.lua` file."""
-        source = path.read_bytes()
+    def load(cls, path: Path, common: Path | None = None) -> Script:
+        """Read a `.lua` file, behind the one of what it shares with others."""
+        source = (common.read_bytes() if common else b"") + path.read_bytes()
         return cls(path.stem, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 

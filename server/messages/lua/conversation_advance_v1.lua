@@ -19,11 +19,10 @@ end
 local m, token, state = ARGV[1], ARGV[2], ARGV[3]
 local current, tip, queue = have[2] or '', have[4] or '', have[6] or ''
 local head, entries, bytes = tonumber(have[5] or '0'), tonumber(have[7] or '0'), tonumber(have[8] or '0')
-local changed = false
+local before = head
 
-local function log(event)
-  changed, head = true, head + 1
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[6], string.format('%d-0', head), 'e', event)
+local function tell(event)
+  head = log(head, ARGV[6], event)
 end
 
 local function without(list, unwanted)
@@ -34,14 +33,6 @@ local function without(list, unwanted)
     end
   end
   return table.concat(kept, ',')
-end
-
-local function header(id)
-  local found = {}
-  for field in string.gmatch((redis.call('HGET', KEYS[2], id) or '||0|||0||0|') .. '|', '([^|]*)|') do
-    found[#found + 1] = field
-  end
-  return found
 end
 
 local function remove(id)
@@ -60,7 +51,7 @@ local function remove(id)
   if tip == id then
     tip = old[1]
   end
-  log('{"type":"conversation","op":"removed","entry":"' .. id .. '","tip":"' .. tip .. '"}')
+  tell('{"type":"conversation","op":"removed","entry":"' .. id .. '","tip":"' .. tip .. '"}')
   return old[1]
 end
 
@@ -74,7 +65,7 @@ if (old[7] == token and old[5] == 'running') or again then
     -- it had failed before and was to run again: it stands as it did, and may enter once more
     old[5], old[7] = 'failed', ''
     redis.call('HSET', KEYS[2], m, table.concat(old, '|'))
-    log('{"type":"message","id":"' .. m .. '","role":"assistant","state":"failed","parent":"' .. old[1] .. '"}')
+    tell('{"type":"message","id":"' .. m .. '","role":"assistant","state":"failed","parent":"' .. old[1] .. '"}')
   elseif state == 'withdrawn' then
     local above = remove(m)
     while above ~= '' and header(above)[9] == m do
@@ -95,7 +86,7 @@ if (old[7] == token and old[5] == 'running') or again then
     for i = 13, calls - 1, 2 do
       redis.call('HSETNX', KEYS[8], ARGV[i], ARGV[i + 1])
     end
-    log('{"state":"' .. state .. '","parent":"' .. old[1] .. '",' .. string.sub(ARGV[9], 2))
+    tell('{"state":"' .. state .. '","parent":"' .. old[1] .. '",' .. string.sub(ARGV[9], 2))
     if #ARGV >= calls and tip == m then
       redis.call('DEL', KEYS[7])
       for i = calls, #ARGV do
@@ -124,18 +115,11 @@ if (queued or turn) and state ~= 'withdrawn' and redis.call('HEXISTS', KEYS[2], 
   redis.call('HSET', KEYS[6], '~' .. m, '')  -- it has no entry, but a record: deletion has to find that
 end
 if queued or was ~= current then
-  local ids = {}
-  for id in string.gmatch(queue, '[^,]+') do
-    ids[#ids + 1] = '"' .. id .. '"'
-  end
-  log('{"type":"conversation","op":"queue","current":"' .. current .. '","queue":[' .. table.concat(ids, ',') .. ']}')
+  tell(queue_event(current, queue))
 end
-if not changed then
+if head == before then
   return {'nothing'}
 end
-redis.call('HSET', KEYS[1], 'head', head, 'updated', ARGV[4], 'queue', queue, 'tip', tip, 'entries', entries, 'bytes', bytes)
-for i = 1, 8 do
-  redis.call('PEXPIRE', KEYS[i], ARGV[5])
-end
-redis.call('SPUBLISH', KEYS[9], tostring(head))
+redis.call('HSET', KEYS[1], 'queue', queue, 'tip', tip, 'entries', entries, 'bytes', bytes)
+changed(head, ARGV[4], ARGV[5])
 return {'advanced', state, current}

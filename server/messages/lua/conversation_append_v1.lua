@@ -18,15 +18,7 @@ if have[1] then
   return {'deleted'}
 end
 local tip, above, head = have[2] or '', have[9] or have[8], tonumber(have[3] or '0')
-local count, bytes, changed = tonumber(have[4] or '0'), tonumber(have[5] or '0'), false
-
-local function header(id)
-  local found = {}
-  for field in string.gmatch((redis.call('HGET', KEYS[2], id) or '||0|||0||0|') .. '|', '([^|]*)|') do
-    found[#found + 1] = field
-  end
-  return found
-end
+local count, bytes = tonumber(have[4] or '0'), tonumber(have[5] or '0')
 
 local late = have[6] and tonumber(have[6]) <= tonumber(ARGV[1])
 local new, named = {}, {}  -- where in ARGV those begin that are recorded now
@@ -42,16 +34,9 @@ while have[8] == ARGV[5] and i <= #ARGV do
   i = i + 7 + 2 * tonumber(ARGV[i + 6])
 end
 if more > 0 then
-  local entries, most = count + more, bytes + size
-  for id in string.gmatch((have[10] or '') .. ',' .. (have[11] or ''), '[^,]+') do
-    local waiting, its = string.match(redis.call('HGET', KEYS[6], id .. '#') or '0|0', '^(%d+)|(%d+)$')
-    entries, most = entries + tonumber(waiting), most + tonumber(its)
-  end
-  if ARGV[6] ~= '' and entries > tonumber(ARGV[6]) then
-    return {'over', 'entries'}
-  end
-  if ARGV[7] ~= '' and most > tonumber(ARGV[7]) then
-    return {'over', 'bytes'}
+  local refusal = over(count + more, bytes + size, (have[10] or '') .. ',' .. (have[11] or ''), ARGV[6], ARGV[7])
+  if refusal then
+    return refusal
   end
 end
 for _, i in ipairs(new) do
@@ -59,32 +44,17 @@ for _, i in ipairs(new) do
   for part = i + 7, i + 6 + 2 * tonumber(ARGV[i + 6]), 2 do
     redis.call('HSETNX', KEYS[8], ARGV[part], ARGV[part + 1])
   end
-  local up = header(above)
-  local jump = header(up[2])
-  local far = header(jump[2])
-  local to = above
-  if up[3] - jump[3] == jump[3] - far[3] then
-    to = jump[2]
-  end
-  redis.call('HSET', KEYS[2], id,
-    table.concat({above, to, string.format('%d', up[3] + 1), 'tool', 'done', ARGV[i + 2], have[7] or '', ARGV[i + 3], up[9]}, '|'))
-  redis.call('HSET', KEYS[3], id, ARGV[i + 4])
-  local below = redis.call('HGET', KEYS[4], above)
-  redis.call('HSET', KEYS[4], above, below and below .. ',' .. id or id)
+  hang(id, above, 'tool', 'done', ARGV[i + 2], have[7] or '', ARGV[i + 3], header(above)[9], ARGV[i + 4])
   redis.call('HSET', KEYS[7], call, id)
-  head = head + 1
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], string.format('%d-0', head), 'e',
-    '{"parent":"' .. above .. '",' .. string.sub(ARGV[i + 5], 2))
+  head = log(head, ARGV[3], '{"parent":"' .. above .. '",' .. string.sub(ARGV[i + 5], 2))
   if tip == above then
     tip = id
   end
-  count, bytes, above, changed = count + 1, bytes + tonumber(ARGV[i + 2]), id, true
+  above = id
 end
-if changed then
-  redis.call('HSET', KEYS[1], 'head', head, 'updated', ARGV[1], 'tip', tip, 'answered', above, 'entries', count, 'bytes', bytes)
-  for i = 1, 8 do
-    redis.call('PEXPIRE', KEYS[i], ARGV[2])
-  end
+if more > 0 then
+  redis.call('HSET', KEYS[1], 'tip', tip, 'answered', above, 'entries', count + more, 'bytes', bytes + size)
+  changed(head, ARGV[1], ARGV[2])
 end
 local reply, calls = {'appended'}, redis.call('HGETALL', KEYS[7])
 for i = 1, #calls, 2 do
@@ -94,8 +64,5 @@ for i = 1, #calls, 2 do
 end
 if #reply == 1 then
   redis.call('HDEL', KEYS[1], 'due')
-end
-if changed then
-  redis.call('SPUBLISH', KEYS[9], tostring(head))
 end
 return reply

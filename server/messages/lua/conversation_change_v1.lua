@@ -32,11 +32,7 @@ else
     return {'entry'}
   end
   if op == 'choose' then
-    local below = redis.call('HGET', KEYS[4], value)
-    while below do  -- the newest end of that branch
-      value = string.match(below, '[^,]+$')
-      below = redis.call('HGET', KEYS[4], value)
-    end
+    value = newest(value)
     if value == have[5] then
       return {'same', head}
     end
@@ -59,12 +55,7 @@ else
     event = '{"type":"conversation","op":"' .. op .. 'ned","entry":"' .. value .. '"}'
   end
 end
-head = head + 1
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[6], string.format('%d-0', head), 'e', event)
-redis.call('HSET', KEYS[1], 'head', head, 'updated', ARGV[4])
+head = log(head, ARGV[6], event)
 redis.call('HSETNX', KEYS[1], 'created', ARGV[4])
-for i = 1, 8 do
-  redis.call('PEXPIRE', KEYS[i], ARGV[5])
-end
-redis.call('SPUBLISH', KEYS[9], tostring(head))
+changed(head, ARGV[4], ARGV[5])
 return {'changed', head}

@@ -21,20 +21,7 @@ if ARGV[6] ~= '' then
   if redis.call('HEXISTS', KEYS[2], ARGV[6]) == 0 then
     return {'anchor'}
   end
-  branch = ARGV[6]
-  local below = redis.call('HGET', KEYS[4], branch)
-  while below do
-    branch = string.match(below, '[^,]+$')
-    below = redis.call('HGET', KEYS[4], branch)
-  end
-end
-
-local function header(id)
-  local found = {}
-  for field in string.gmatch((redis.call('HGET', KEYS[2], id) or '||0|||0||0|') .. '|', '([^|]*)|') do
-    found[#found + 1] = field
-  end
-  return found
+  branch = newest(ARGV[6])
 end
 
 local function ancestor(id, depth)
