@@ -20,7 +20,7 @@ import aiohttp
 import orjson
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from server.access.credentials import target_specs
 from server.access.jwks import usable_keys
@@ -36,7 +36,8 @@ from server.routing.breaker import State
 from server.routing.gate import TargetState
 from server.routing.shared_breaker import Watched, read_states
 from server.store.embedded import EmbeddedRedis, EmbeddedRedisError, FolderInUse
-from server.store.link import Address, StoreError
+from server.store.eviction import REMEDY, SAFE_POLICY, UNKNOWN, policy_of
+from server.store.link import Address, Link, StoreError
 from server.store.store import Store
 from server.store.topology import topology_of
 from server.telemetry.tasks import TaskOwner
@@ -356,9 +357,9 @@ async def _check_primaries(url: str) -> list[Finding]:
     for address in addresses:
         name = "redis" if len(addresses) == 1 else f"redis {address}"
         try:
-            async with asyncio.timeout(ASK_SECONDS * 3), _client(address) as client:
-                findings += await check_server(name, client)
-        except (RedisError, OSError, TimeoutError) as error:
+            async with asyncio.timeout(ASK_SECONDS * 3):
+                findings += await check_server(name, address)
+        except (RedisError, StoreError, OSError, TimeoutError) as error:
             problem = f"{address}: {error or 'no answer'}"
             findings.append(Finding(name, "fail", problem, "check redis.url, its password, and that the server runs"))
     return findings
@@ -390,16 +391,17 @@ async def _client(address: Address) -> AsyncIterator[Redis]:
         await client.connection_pool.aclose()
 
 
-async def check_server(name: str, client: Redis) -> list[Finding]:
-    """Version, eviction, durability, latency and clock of one primary. Raises redis-py's errors."""
-    info = await client.info()
-    return [
-        _version(name, info),
-        await _eviction(name, client, info),
-        _durability(name, info),
-        await _latency(name, client),
-        await _clock(name, client),
-    ]
+async def check_server(name: str, address: Address) -> list[Finding]:
+    """Version, eviction, durability, latency and clock of one primary. Raises redis-py's errors and `StoreError`."""
+    async with _client(address) as client:
+        info = await client.info()
+        return [
+            _version(name, info),
+            await _eviction(name, address),
+            _durability(name, info),
+            await _latency(name, client),
+            await _clock(name, client),
+        ]
 
 
 def _version(name: str, info: Mapping[str, Any]) -> Finding:
@@ -410,17 +412,18 @@ def _version(name: str, info: Mapping[str, Any]) -> Finding:
     return Finding(name, "ok", f"{product} {version}")
 
 
-async def _eviction(name: str, client: Redis, info: Mapping[str, Any]) -> Finding:
-    policy = info.get("maxmemory_policy")
-    if policy is None:
-        try:
-            policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy")
-        except ResponseError:
-            return Finding(f"{name}: eviction", "warn", "not told", "make sure that maxmemory-policy is noeviction")
-    if policy != "noeviction":
-        remedy = "set maxmemory-policy noeviction: an evicted key would break a promise"
-        return Finding(f"{name}: eviction", "fail", f"maxmemory-policy is {policy}", remedy)
-    return Finding(f"{name}: eviction", "ok", "maxmemory-policy noeviction")
+async def _eviction(name: str, address: Address) -> Finding:
+    link = Link(address)
+    try:
+        await link.ready(ASK_SECONDS)
+        policy = await policy_of(link)
+    finally:
+        await link.close()
+    if policy == UNKNOWN:
+        return Finding(f"{name}: eviction", "warn", "not told", f"make sure that maxmemory-policy is {SAFE_POLICY}")
+    if policy != SAFE_POLICY:
+        return Finding(f"{name}: eviction", "fail", f"maxmemory-policy is {policy}", REMEDY)
+    return Finding(f"{name}: eviction", "ok", f"maxmemory-policy {policy}")
 
 
 def _durability(name: str, info: Mapping[str, Any]) -> Finding:

@@ -13,6 +13,7 @@ log = structlog.get_logger("store")
 
 SAFE_POLICY: Final = "noeviction"
 UNKNOWN: Final = "unknown"
+REMEDY: Final = "set maxmemory-policy noeviction: as it is, messages and quotas are lost when memory is full"
 ASK_SECONDS: Final = 5.0
 
 
@@ -29,10 +30,7 @@ async def evicting(store: Store) -> bool:
             log.warning("eviction_policy_not_told", address=str(link.address))
         elif policy != SAFE_POLICY:
             found = True
-            log.error(
-                "redis_evicts", address=str(link.address), policy=policy,
-                remedy="set maxmemory-policy noeviction: as it is, messages and quotas are lost when memory is full",
-            )  # fmt: skip
+            log.error("redis_evicts", address=str(link.address), policy=policy, remedy=REMEDY)
     return found
 
 
