@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
-from server.messages.openlist import OpenList
+from server.messages.openlist import Listed, OpenList
 from server.store.keys import GONE, NODES, heartbeat
 from server.store.link import Link, StoreError, StoreLost, StoreUnavailable
 from server.store.store import Store, forget, within
@@ -174,12 +174,11 @@ class Ownership:
             return
         tags = self.store.tags()
         dead_by = await asyncio.gather(*(self._read(link, tag, others) for link, tag in tags.items()))
-        for link, dead in zip(tags, dead_by, strict=True):
-            for node in dead | (gone & set(others)):
-                self._adopt_soon(node, link)
-        dead_somewhere = set[str]().union(*dead_by)
         for node in others:
-            if node not in dead_somewhere and node not in gone:
+            links = [link for link, dead in zip(tags, dead_by, strict=True) if node in gone or node in dead]
+            if links:
+                self._adopt_soon(node, links)
+            else:
                 self._idle_since.pop(node, None)
 
     async def _members(self, key: bytes) -> set[str]:
@@ -209,19 +208,32 @@ class Ownership:
 
     # --- adopting -------------------------------------------------------------------------------------------------
 
-    def _adopt_soon(self, node: str, link: Link) -> None:
-        if self.adopting and (node, link) not in self._busy:
-            self._busy.add((node, link))
-            self._owner.start(self._adopt_all(node, link), f"adopt from {node}")
+    def _adopt_soon(self, node: str, links: Iterable[Link]) -> None:
+        """Begin with what `node` has open on these primaries, but for those where it is being taken over already."""
+        free = [link for link in links if (node, link) not in self._busy]
+        if self.adopting and free:
+            self._busy.update((node, link) for link in free)
+            self._owner.start(self._adopt_all(node, free), f"adopt from {node}")
 
-    async def _adopt_all(self, node: str, link: Link) -> None:
-        """Take over what `node` has open on the primary of `link`, each message once, in random order."""
+    async def _adopt_all(self, node: str, links: Sequence[Link]) -> None:
+        """Read once what `node` has open, and take it over on each of these primaries by itself: one may be silent."""
+        begun: set[Link] = set()
         try:
             listed = await OpenList(self.store, node).read(5.0)
-            if not listed.lanes:
-                if listed.complete:
-                    await self._forget_later(node)
-                return
+            if listed.lanes:
+                for link in links:
+                    self._owner.start(self._adopt_on(node, link, listed), f"adopt from {node} on {link.address}")
+                    begun.add(link)
+            elif listed.complete:
+                await self._forget_later(node)
+        except (StoreError, TimeoutError) as error:
+            log.info("adoption_put_off", dead=node, error=str(error))
+        finally:
+            self._busy.difference_update((node, link) for link in links if link not in begun)
+
+    async def _adopt_on(self, node: str, link: Link, listed: Listed) -> None:
+        """Take over what `node` has open on the primary of `link`, each message once, in random order."""
+        try:
             mine = [tag for tag in listed.lanes if self.store.link(b"{%s}" % tag.encode()) is link]
             log.warning("node_dead", dead=node, open=len(mine))
             random.shuffle(mine)

@@ -1,14 +1,29 @@
-"""Who is dead, as one observer judges it."""
+"""Who is dead, as one observer judges it; and how what it had open is taken over."""
 
 from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.messages.ownership import BEAT_SECONDS, PAUSE_SECONDS, SLOW_READ_SECONDS, Observer
+from server.messages.openlist import OpenList
+from server.messages.ownership import BEAT_SECONDS, PAUSE_SECONDS, SLOW_READ_SECONDS, Adopt, Observer, Ownership
+from server.store.keys import GONE, NODES
+from server.store.link import Address, Waiting
+from server.store.store import Store
+from server.store.topology import SLOTS, ClusterTopology
+from tests.simulation.redis import Keyspace
+from tests.wire import eventually
 
 TAKEOVER = 3.0
 READ = 0.002
+DEAD = "dead"
+ADDRESSES = [Address(port=port) for port in (1, 2, 3)]
 
 
 def watch(observer: Observer, counters: dict[str, int], start: float, seconds: float) -> tuple[set[str], float]:
@@ -115,3 +130,105 @@ def test_a_node_that_left_the_list_is_forgotten() -> None:
     observer.read({}, now, now + READ)
     now += BEAT_SECONDS
     assert not observer.read({"a": 1}, now, now + READ), "it is seen for the first time again"
+
+
+# --- taking over ------------------------------------------------------------------------------------------------------
+
+
+class Primary(Waiting):
+    """A link to a modelled Redis, which answers at once."""
+
+    available = connected = True
+
+    def __init__(self, address: Address, *_: Any) -> None:
+        super().__init__(address)
+        self.space = Keyspace(time.time)
+        self.commands: list[tuple[Any, ...]] = []
+
+    async def ready(self, timeout_seconds: float) -> None:
+        """See `Waiting`: at once."""
+
+    async def close(self) -> None:
+        """See `Link`."""
+
+    def call(self, *command: Any) -> asyncio.Future[Any]:
+        """See `Link`."""
+        self.commands.append(command)
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(self.space.execute(*command))
+        return answer
+
+
+class Thirds(ClusterTopology):
+    """A cluster of three primaries."""
+
+    async def ask(self) -> list[tuple[int, int, Address]]:
+        """See `Topology`."""
+        bounds = [SLOTS * number // 3 for number in range(4)]
+        return [(bounds[n], bounds[n + 1] - 1, address) for n, address in enumerate(ADDRESSES)]
+
+
+@asynccontextmanager
+async def three_primaries() -> AsyncIterator[Store]:
+    store = Store(Thirds([], Address()), (), make_link=Primary)  # type: ignore[arg-type]
+    await store.start()
+    for key in (NODES, GONE):
+        await store.call(key, "SADD", key, DEAD)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def survivor(store: Store, adopt: Adopt) -> AsyncIterator[None]:
+    ownership = Ownership(store, "survivor", TAKEOVER, adopt)
+    await ownership.start()
+    try:
+        yield
+    finally:
+        await ownership.close()
+
+
+def port_of(store: Store, tag: str) -> int:
+    return store.link(b"{%s}" % tag.encode()).address.port
+
+
+async def test_the_lists_of_a_dead_node_are_read_once_for_all_primaries() -> None:
+    async with three_primaries() as store:
+        tags = {f"m{number}" for number in range(12)}
+        await OpenList(store, DEAD).add(*tags)
+        reads: list[int] = []
+        adopted: set[str] = set()
+
+        async def adopt(tag: str, _node: str) -> bool:
+            asked = [command for link in store.links() for command in link.commands]  # type: ignore[attr-defined]
+            reads.append(sum(command[0] == "SMEMBERS" and command[1] not in (NODES, GONE) for command in asked))
+            adopted.add(tag)
+            return True
+
+        assert {port_of(store, tag) for tag in tags} == {1, 2, 3}
+        async with survivor(store, adopt):
+            await eventually(lambda: adopted == tags)
+        assert reads[: len(tags)] == [len(store.lanes())] * len(tags)
+
+
+async def test_what_hangs_on_one_primary_holds_up_no_other() -> None:
+    async with three_primaries() as store:
+        tags = {f"m{number}" for number in range(12)}
+        mute = {tag for tag in tags if port_of(store, tag) == 2}
+        late = next(f"l{number}" for number in range(99) if port_of(store, f"l{number}") == 1)
+        await OpenList(store, DEAD).add(*tags)
+        adopted: list[str] = []
+
+        async def adopt(tag: str, _node: str) -> bool:
+            adopted.append(tag)
+            if tag in mute:
+                await asyncio.Event().wait()
+            return True
+
+        async with survivor(store, adopt):
+            await eventually(lambda: set(adopted) == tags)
+            await OpenList(store, DEAD).add(late)  # it was on its way as the node died
+            await eventually(lambda: late in adopted)
+        assert len(adopted) == len(tags) + 1, "one was taken over twice at once"
