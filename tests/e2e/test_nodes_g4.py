@@ -5,23 +5,34 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
-from tests.chaos.rig import ask, read_until, rig
+from tests.chaos.rig import Rig, ask, read_until, rig
 from tests.upstreams.script import expected_text, reply_to
-from tests.wire import eventually, wire
+from tests.wire import Wire, eventually, wire
 
 TAKEOVER_SECONDS = 20.0  # 5 s on a machine at rest: `make bench ARGS=takeover`
 
 
+@asynccontextmanager
+async def streaming(r: Rig, message_id: str, messages: Sequence[Mapping[str, Any]]) -> AsyncIterator[tuple[Wire, Wire]]:
+    """Who asked on the first node and who follows on the second, as 150 characters have come."""
+    owner, other = r.nodes
+    async with wire(owner.url) as first, wire(other.url) as socket:
+        await first.ask(message_id, messages)
+        await read_until(first, message_id, 100)
+        await socket.send({"type": "resume", "id": message_id, "after": 0})
+        await read_until(socket, message_id, 150)
+        yield first, socket
+
+
 async def test_g4_kill_9_takeover_within_five_seconds(valkey_url: str) -> None:
     async with rig(valkey_url, 2) as r:
-        doomed, survivor = r.nodes
+        doomed, _ = r.nodes
         messages = ask("tokens=300 rate=60 unicode=1", "kill")
-        async with wire(doomed.url) as first, wire(survivor.url) as socket:
-            await first.ask("kill", messages)
-            await read_until(first, "kill", 100)
-            await socket.send({"type": "resume", "id": "kill", "after": 0})
-            await read_until(socket, "kill", 150)
+        async with streaming(r, "kill", messages) as (_, socket):
             killed = time.monotonic()
             await doomed.kill()
             await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
@@ -45,13 +56,9 @@ async def test_g4_kill_9_takeover_within_five_seconds(valkey_url: str) -> None:
 async def test_g4_a_survivor_continues_the_text_where_the_route_allows_it(valkey_url: str) -> None:
     routes = {"default": {"targets": ["scripted"], "on_midstream_failure": "continue"}}
     async with rig(valkey_url, 2, target={"prefill": True}, routes=routes) as r:
-        doomed, survivor = r.nodes
+        doomed, _ = r.nodes
         messages = ask("tokens=300 rate=60 unicode=1", "goes-on")
-        async with wire(doomed.url) as first, wire(survivor.url) as socket:
-            await first.ask("goes-on", messages)
-            await read_until(first, "goes-on", 100)
-            await socket.send({"type": "resume", "id": "goes-on", "after": 0})
-            await read_until(socket, "goes-on", 150)
+        async with streaming(r, "goes-on", messages) as (_, socket):
             await doomed.kill()
             attempt = await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
             standing = socket.view("goes-on").text
@@ -74,13 +81,9 @@ async def test_g4_a_survivor_continues_the_text_where_the_route_allows_it(valkey
 
 async def test_g4_a_stopped_node_that_wakes_writes_nothing_and_disturbs_nobody(valkey_url: str) -> None:
     async with rig(valkey_url, 2) as r:
-        sleeper, survivor = r.nodes
+        sleeper, _ = r.nodes
         messages = ask("tokens=500 rate=100", "sleep")
-        async with wire(sleeper.url) as first, wire(survivor.url) as socket:
-            await first.ask("sleep", messages)
-            await read_until(first, "sleep", 100)
-            await socket.send({"type": "resume", "id": "sleep", "after": 0})
-            await read_until(socket, "sleep", 150)
+        async with streaming(r, "sleep", messages) as (first, socket):
             sleeper.signal(signal.SIGSTOP)
             await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
             restarted_at = socket.view("sleep").cursor
@@ -105,13 +108,9 @@ async def test_g4_a_stopped_node_that_wakes_writes_nothing_and_disturbs_nobody(v
 
 async def test_g4_cancel_asked_for_before_the_death_ends_cancelled_without_a_new_attempt(valkey_url: str) -> None:
     async with rig(valkey_url, 2) as r:
-        doomed, survivor = r.nodes
+        doomed, _ = r.nodes
         messages = ask("tokens=2000 rate=50", "stop")
-        async with wire(doomed.url) as first, wire(survivor.url) as socket:
-            await first.ask("stop", messages)
-            await read_until(first, "stop", 100)
-            await socket.send({"type": "resume", "id": "stop", "after": 0})
-            await read_until(socket, "stop", 100)
+        async with streaming(r, "stop", messages) as (_, socket):
             doomed.signal(signal.SIGSTOP)  # so that it does not hear of the stop
             await socket.send({"type": "cancel", "id": "stop"})
             await socket.quiet()
