@@ -47,7 +47,11 @@ class Limits:
     bytes: int
 
     def exceeded(self, entries: int, more: int, size: int, given: Sequence[Map]) -> ProtocolError | None:
-        """Whether `more` entries with these messages go beyond it, given what is there."""
+        """Whether `more` entries with these messages go beyond it, given what is there.
+
+        The scripts decide; this refuses before anything is claimed what they would refuse only after the conversation
+        was put on top of its user's list, as if it had changed.
+        """
         if entries + more > self.entries:
             return over("entries", self.entries)
         if size + sum(len(orjson.dumps(message)) for message in given) > self.bytes:

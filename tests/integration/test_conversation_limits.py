@@ -90,6 +90,16 @@ async def test_sends_at_once_fill_a_conversation_to_its_last_entry_and_no_furthe
         assert (await ask(clients[0], "get"))["entries"] == 8
 
 
+async def test_what_a_full_conversation_refuses_does_not_move_it_on_the_list(valkey_url: str) -> None:
+    async with place(valkey_url, tiers={"default": {"conversation_entries": 2}}) as here, wire(here.url) as client:
+        for name in ("c1", "c2"):
+            await chat(client, f"m-{name}", "script tokens=3", conversation=name)
+        await say(client, "more", "x", conversation="c1")
+        assert (await client.error("more"))["code"] == "conversation_limit"
+        found = (await ask(client, "list", None))["conversations"]
+        assert [conversation["conversation"] for conversation in found] == ["c2", "c1"]
+
+
 async def test_large_parts_are_kept_only_with_what_is_accepted(valkey_url: str) -> None:
     most = 3 * (LARGE + 2_000)
     async with place(valkey_url, 2, tiers={"default": {"conversation_bytes": most}}) as here, devices(here) as clients:
