@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import shlex
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -22,7 +21,7 @@ from websockets.typing import Subprotocol
 from protocol.codec import Codec, DecodeError
 from protocol.errors import ProtocolError
 from protocol.frames import parse_client_frame
-from server.conformance.report import CheckFailed, Outcome, Report, Result
+from server.conformance.report import CheckFailed, Report, chosen, judged
 from server.conformance.script import vectors
 from server.conformance.wire import require
 
@@ -277,28 +276,15 @@ async def check_client(
     command: str, codecs: Sequence[Codec], only: Sequence[str] = (), *, conversations: bool = True
 ) -> Report:
     """Play every vector, or those named, to the program. Raises `NoClient`, and `ValueError` for an unknown name."""
-    chosen = {name: vector for name, vector in vectors().items() if conversations or "/" not in name}
-    if unknown := sorted(set(only) - chosen.keys()):
-        raise ValueError(f"no such vector: {', '.join(unknown)}")
+    known = {name: vector for name, vector in vectors().items() if conversations or "/" not in name}
+    wanted = chosen(known, only, "vector", listed=False)
     async with started(command) as program:
         results = [
-            await _result(name, vector, codec, program)
+            await judged(name, codec.subprotocol, vector["description"], play(vector, codec, program, name))
             for codec in codecs
-            for name, vector in chosen.items()
-            if not only or name in only
+            for name, vector in wanted.items()
         ]
     return Report(command, results)
-
-
-async def _result(name: str, vector: Map, codec: Codec, program: Program) -> Result:
-    began = time.monotonic()
-    outcome: Outcome = "passed"
-    detail = ""
-    try:
-        await play(vector, codec, program, name)
-    except CheckFailed as failure:
-        outcome, detail = "failed", str(failure)
-    return Result(name, codec.subprotocol, outcome, vector["description"], detail, round(time.monotonic() - began, 3))
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from protocol.codec import Codec, DecodeError
 from protocol.errors import CloseCode, ProtocolError
 from protocol.frames import parse_client_frame
 from server.conformance.clients import Program, started
-from server.conformance.report import CheckFailed, Outcome, Report, Result
+from server.conformance.report import CheckFailed, Report, chosen, judged
 from server.conformance.wire import require
 
 Map = dict[str, Any]
@@ -424,24 +424,11 @@ async def inflict(fault: Fault, codec: Codec, program: Program, name: str) -> No
 
 async def check_faults(command: str, codecs: Sequence[Codec], only: Sequence[str] = ()) -> Report:
     """Every fault, or those named, on the program. Raises `NoClient`, and `ValueError` for an unknown name."""
-    if unknown := sorted(set(only) - FAULTS.keys()):
-        raise ValueError(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+    wanted = chosen(FAULTS, only, "fault")
     async with started(command) as program:
         results = [
-            await _result(name, fault, codec, program)
+            await judged(name, codec.subprotocol, fault.about, inflict(fault, codec, program, name))
             for codec in codecs
-            for name, fault in FAULTS.items()
-            if not only or name in only
+            for name, fault in wanted.items()
         ]
     return Report(command, results)
-
-
-async def _result(name: str, fault: Fault, codec: Codec, program: Program) -> Result:
-    began = time.monotonic()
-    outcome: Outcome = "passed"
-    detail = ""
-    try:
-        await inflict(fault, codec, program, name)
-    except CheckFailed as failure:
-        outcome, detail = "failed", str(failure)
-    return Result(name, codec.subprotocol, outcome, fault.about, detail, round(time.monotonic() - began, 3))

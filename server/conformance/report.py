@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 Outcome = Literal["passed", "failed", "skipped"]
 _SIGNS = {"passed": "ok  ", "failed": "FAIL", "skipped": "skip"}
@@ -67,3 +70,25 @@ class Report:
             lines += [f"      {line}" for line in result.detail.splitlines()]
         passed, failed, skipped = self.count("passed"), self.count("failed"), self.count("skipped")
         return "\n".join([*lines, f"{self.subject}: {passed} passed, {failed} failed, {skipped} skipped"])
+
+
+def chosen(checks: Mapping[str, T], only: Sequence[str], kind: str, listed: bool = True) -> dict[str, T]:
+    """The checks that are named, or all. Raises `ValueError` for a name that is none of theirs; `listed`: which are."""
+    if unknown := sorted(set(only) - checks.keys()):
+        there = f"; there are {', '.join(checks)}" if listed else ""
+        raise ValueError(f"no such {kind}: {', '.join(unknown)}{there}")
+    return {name: check for name, check in checks.items() if not only or name in only}
+
+
+async def judged(name: str, codec: str, about: str, check: Awaitable[None]) -> Result:
+    """Make one check, and say how it ended."""
+    began = time.monotonic()
+    outcome: Outcome = "passed"
+    detail = ""
+    try:
+        await check
+    except CheckSkipped as reason:
+        outcome, detail = "skipped", str(reason)
+    except CheckFailed as failure:
+        outcome, detail = "failed", str(failure)
+    return Result(name, codec, outcome, about, detail, round(time.monotonic() - began, 3))

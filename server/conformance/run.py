@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -12,7 +11,7 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from protocol.codec import JSON, MSGPACK, Codec
 from server.conformance.checks import CHECKS, Check, Probe
-from server.conformance.report import CheckFailed, CheckSkipped, Outcome, Report, Result
+from server.conformance.report import CheckFailed, Report, chosen, judged
 
 CODECS: Final[dict[str, tuple[Codec, ...]]] = {"json": (JSON,), "msgpack": (MSGPACK,), "both": (JSON, MSGPACK)}
 
@@ -23,14 +22,12 @@ class Unreachable(Exception):
 
 async def check_server(probe: Probe, codecs: Sequence[Codec], only: Sequence[str] = ()) -> Report:
     """Every check, or those named. Raises `Unreachable`, and `ValueError` for a name that is no check's."""
-    if unknown := sorted(set(only) - CHECKS.keys()):
-        raise ValueError(f"no such check: {', '.join(unknown)}; there are {', '.join(CHECKS)}")
+    checks = chosen(CHECKS, only, "check")
     await _reach(replace(probe, codec=codecs[0]))
     results = [
-        await _run(name, function, replace(probe, codec=codec))
+        await judged(name, codec.subprotocol, _about(check), _made(check, replace(probe, codec=codec)))
         for codec in codecs
-        for name, function in CHECKS.items()
-        if not only or name in only
+        for name, check in checks.items()
     ]
     return Report(probe.url, results)
 
@@ -45,20 +42,16 @@ async def _reach(probe: Probe) -> None:
         raise Unreachable(f"{probe.url}: {error}.{hint}") from None
 
 
-async def _run(name: str, function: Check, probe: Probe) -> Result:
-    about = (function.__doc__ or "").strip().splitlines()[0]
-    began = time.monotonic()
-    outcome: Outcome = "passed"
-    detail = ""
+def _about(check: Check) -> str:
+    return (check.__doc__ or "").strip().splitlines()[0]
+
+
+async def _made(check: Check, probe: Probe) -> None:
+    """Raises `CheckFailed` also where the server is silent or the connection breaks, and `CheckSkipped`."""
     try:
         async with asyncio.timeout(4 * probe.seconds):
-            await function(probe)
-    except CheckSkipped as reason:
-        outcome, detail = "skipped", str(reason)
-    except CheckFailed as reason:
-        outcome, detail = "failed", str(reason)
+            await check(probe)
     except TimeoutError:
-        outcome, detail = "failed", f"it took longer than {4 * probe.seconds:g} s"
+        raise CheckFailed(f"it took longer than {4 * probe.seconds:g} s") from None
     except (OSError, WebSocketException) as error:
-        outcome, detail = "failed", f"{type(error).__name__}: {error}"
-    return Result(name, probe.codec.subprotocol, outcome, about, detail, round(time.monotonic() - began, 3))
+        raise CheckFailed(f"{type(error).__name__}: {error}") from None
