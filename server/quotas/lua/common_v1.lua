@@ -137,6 +137,19 @@ local function sweep(o, leased)
   end
 end
 
+-- The owners whose keys begin at KEYS[k] and whose limits at ARGV[a], to the last one; those that count are swept.
+local function owners_at(k, a, now, leased)
+  local owners = {}
+  for i = 0, (#KEYS - k + 1) / 3 - 1 do
+    local o = owner_at(k + 3 * i, a + 6 * i, now)
+    if o.counts then
+      sweep(o, leased)
+    end
+    owners[i + 1] = o
+  end
+  return owners
+end
+
 local function lease(o, id, nano, till)
   local before = tonumber(redis.call('HGET', o.amounts, id)) or 0
   redis.call('ZADD', o.leases, int(o.slotted and till or UNSLOTTED + till), id)

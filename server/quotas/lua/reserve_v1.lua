@@ -18,13 +18,7 @@
 local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
 local forced = ARGV[6] == '1'
-local owners = {}
-for i = 1, (#KEYS - 3) / 3 do
-  owners[i] = owner_at(3 * i + 1, 6 * i + 2, now)
-  if owners[i].counts then
-    sweep(owners[i], leased)
-  end
-end
+local owners = owners_at(4, 8, now, leased)
 
 local have = redis.call('HMGET', KEYS[2], 'tokens', 'nano', 'settled')
 local fresh = not have[1]

@@ -17,13 +17,7 @@
 -- What is given back never fills a bucket over its limit; what was used beyond the hold becomes debt.
 local id, tokens, nano = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, leased, step = tick(KEYS[1], tonumber(ARGV[4]))
-local owners = {}
-for i = 1, (#KEYS - 4) / 3 do
-  owners[i] = owner_at(3 * i + 2, 6 * i + 4, now)
-  if owners[i].counts then
-    sweep(owners[i], leased)
-  end
-end
+local owners = owners_at(5, 10, now, leased)
 
 local have = redis.call('HMGET', KEYS[2], 'tokens', 'settled', 'booked')
 local verdict = have[2] and 'again' or have[1] and 'settled' or 'unknown'
