@@ -91,7 +91,14 @@ ClientEvent = Event | Disconnected
 
 
 class Client:
-    """Holds the session and keeps it connected. Make it with `connect`."""
+    """Holds the session and keeps it connected: `async with connect(url) as client`.
+
+    `url` is that of the WebSocket endpoint (`ws://host:port/v1/ws`). `token` is a JWT, an API key, or an async
+    function that gets one. `on_event` is called with every event, also `Disconnected`; it must not block or raise.
+    In `storage` (a dict, a `shelve`, …) the open messages, and the cursors of conversations, are kept under
+    `storage_key`, so that another process goes on with them: `messages()`. Entering raises `ConnectionFailed` if
+    there is no greeting within `connect_seconds`.
+    """
 
     def __init__(
         self,
@@ -562,36 +569,5 @@ class Client:
         return max(self._backoff.next_delay(), ending.wait_seconds)
 
 
-def connect(
-    url: str,
-    *,
-    token: str | TokenSource | None = None,
-    codec: Literal["json", "msgpack"] = "json",
-    on_event: Callable[[ClientEvent], None] | None = None,
-    backoff: Backoff | None = None,
-    connect_seconds: float = CONNECT_SECONDS,
-    headers: Mapping[str, str] | None = None,
-    proxy: str | Literal[True] | None = True,
-    storage: MutableMapping[str, str] | None = None,
-    storage_key: str = STORAGE_KEY,
-) -> Client:
-    """A client for `async with`.
-
-    `url` is that of the WebSocket endpoint (`ws://host:port/v1/ws`). `token` is a JWT, an API key, or an async
-    function that gets one. `on_event` is called with every event, also `Disconnected`; it must not block or raise.
-    In `storage` (a dict, a `shelve`, …) the open messages, and the cursors of conversations, are kept under
-    `storage_key`, so that another process goes on with them: `Client.messages()`. Entering raises `ConnectionFailed` if
-    there is no greeting within `connect_seconds`.
-    """
-    return Client(
-        url,
-        token=token,
-        codec=codec,
-        on_event=on_event,
-        backoff=backoff,
-        connect_seconds=connect_seconds,
-        headers=headers,
-        proxy=proxy,
-        storage=storage,
-        storage_key=storage_key,
-    )
+connect: Final = Client
+"""The same, as it reads in `async with`."""
