@@ -148,9 +148,10 @@ async def _deaths(url: str, deaths: int) -> None:
                     count += 1
                 await read_until(socket, names[-1], 20)
                 await doomed.kill()
-            async with wire(survivor.url) as socket:
-                await _follow_all(socket, names)
-            await doomed.start()
+            async with wire(survivor.url) as socket, asyncio.TaskGroup() as group:
+                group.create_task(_follow_all(socket, names))
+                if death + 1 < deaths:
+                    group.create_task(doomed.start())
         await _books(r, count)
 
 
