@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -19,10 +20,26 @@ def demo_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
+def _scripted() -> Iterator[tuple[str, str]]:
+    with page_servers.scripted() as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def server_url(_scripted: tuple[str, str]) -> str:
     """Where a server with a scripted upstream serves."""
-    with page_servers.scripted() as url:
-        yield url
+    return _scripted[0]
+
+
+@pytest.fixture(scope="module")
+def hurry(_scripted: tuple[str, str]) -> Callable[[], None]:
+    """Has the upstream say the rest of its answers at once, when what had to happen in mid-answer has happened."""
+
+    def all_at_once() -> None:
+        with urllib.request.urlopen(urllib.request.Request(f"{_scripted[1]}/admin/pace", method="DELETE")):
+            pass
+
+    return all_at_once
 
 
 # The browser ends with the module: while it lives, no other event loop can run in this thread.

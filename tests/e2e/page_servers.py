@@ -26,8 +26,8 @@ def demo(*options: str) -> Iterator[str]:
 
 
 @contextmanager
-def scripted() -> Iterator[str]:
-    """The address of a server whose model says what the question tells it to (`tests.upstreams.script`)."""
+def scripted() -> Iterator[tuple[str, str]]:
+    """The addresses of a server and of its model, which says what the question tells it to (`tests.upstreams`)."""
     with (
         _home() as home,
         _program([sys.executable, "-m", "tests.upstreams.scripted", "--port", "0"], home) as upstream,
@@ -36,7 +36,7 @@ def scripted() -> Iterator[str]:
         config["redis"]["data_dir"] = str(home / "redis")
         (home / "tidewire.toml").write_text(toml(config))
         with _program([_tidewire(), "serve", "--config", str(home / "tidewire.toml")], home) as url:
-            yield url
+            yield url, upstream
 
 
 def _tidewire() -> str:

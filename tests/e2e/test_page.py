@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def test_a_question_gets_a_whole_answer(chat: Chat) -> None:
     expect(chat.page.get_by_test_id("connection")).to_have_text(re.compile(r"Connected\d+ ms"))
 
 
-def test_two_chats_stream_side_by_side_over_one_socket(chat: Chat) -> None:
+def test_two_chats_stream_side_by_side_over_one_socket(chat: Chat, hurry: Callable[[], None]) -> None:
     first = chat.open()
     chat.ask(SHORT)
     chat.expect_whole(0)
@@ -114,6 +114,7 @@ def test_two_chats_stream_side_by_side_over_one_socket(chat: Chat) -> None:
     chat.ask(OTHER)
     chat.expect_text(2)
     chat.expect_state(0, "streaming")
+    hurry()
     chat.expect_whole(0)
     chat.expect_whole(2)
     assert [chat.copied(0), chat.copied(2)] == [scripted_text(LONGER), scripted_text(OTHER)]
@@ -145,7 +146,7 @@ def test_escape_stops_the_latest_answer(chat: Chat) -> None:
     chat.expect_state(0, "cancelled")
 
 
-def test_a_reload_in_mid_answer_resumes_it_whole(chat: Chat) -> None:
+def test_a_reload_in_mid_answer_resumes_it_whole(chat: Chat, hurry: Callable[[], None]) -> None:
     chat.open()
     chat.ask(LONGER)
     chat.expect_text(0)
@@ -153,16 +154,19 @@ def test_a_reload_in_mid_answer_resumes_it_whole(chat: Chat) -> None:
     expect(chat.page.get_by_test_id("question")).to_contain_text(LONGER)
     chat.expect_state(0, "streaming")
     chat.expect_resumed(0)
+    hurry()
     chat.expect_whole(0)
     assert chat.copied(0) == scripted_text(LONGER)
 
 
-def test_another_tab_follows_from_the_start(chat: Chat) -> None:
+def test_another_tab_follows_from_the_start(chat: Chat, hurry: Callable[[], None]) -> None:
     opened = chat.open()
     chat.ask(LONG)
     chat.expect_text(0)
     other = Chat(chat.page.context.new_page(), chat.url)  # it has none of the text: that lies in the tab's storage
     other.open(opened)
+    other.expect_text(0)
+    hurry()
     other.expect_whole(0)
     chat.expect_whole(0)
     assert other.copied(0) == scripted_text(LONG)
@@ -170,7 +174,7 @@ def test_another_tab_follows_from_the_start(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_a_cut_connection_in_mid_answer_costs_nothing(chat: Chat, codec: str) -> None:
+def test_a_cut_connection_in_mid_answer_costs_nothing(chat: Chat, codec: str, hurry: Callable[[], None]) -> None:
     chat.open()
     connections = 1
     if codec == "msgpack":
@@ -186,6 +190,7 @@ def test_a_cut_connection_in_mid_answer_costs_nothing(chat: Chat, codec: str) ->
     expect(chat.page.get_by_test_id("connection")).to_have_attribute("data-state", "reconnecting")
     chat.expect_connected(connections + 1)
     chat.expect_resumed(0)
+    hurry()
     chat.expect_whole(0)
     assert chat.copied(0) == scripted_text(OTHER)
 

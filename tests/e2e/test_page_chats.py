@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
@@ -154,7 +154,9 @@ def test_an_edited_question_is_another_branch(chat: Chat) -> None:
     expect(question).to_contain_text(THIRD)
 
 
-def test_what_waits_is_shown_with_its_place_on_all_devices_and_can_be_taken_back(chat: Chat, device: Chat) -> None:
+def test_what_waits_is_shown_with_its_place_on_all_devices_and_can_be_taken_back(
+    chat: Chat, device: Chat, hurry: Callable[[], None]
+) -> None:
     opened = chat.open()
     chat.ask(LONGER)
     chat.expect_text(0)
@@ -170,13 +172,17 @@ def test_what_waits_is_shown_with_its_place_on_all_devices_and_can_be_taken_back
     expect(chat.page.get_by_test_id("composer")).to_have_value(OTHER)
     for each in (chat, device):
         expect(each.answers).to_have_count(2)
+    hurry()
+    for each in (chat, device):
         each.expect_whole(0)
         each.expect_whole(1)
         assert [each.copied(0), each.copied(1)] == [said(LONGER), said(THIRD)]
 
 
 @pytest.mark.parametrize(("choice", "left"), [("interrupt", 2), ("rollback", 2), ("reject", 2)])
-def test_what_a_question_does_to_the_answer_that_runs_is_chosen(chat: Chat, choice: str, left: int) -> None:
+def test_what_a_question_does_to_the_answer_that_runs_is_chosen(
+    chat: Chat, choice: str, left: int, hurry: Callable[[], None]
+) -> None:
     chat.open()
     expect(chat.page.get_by_test_id("on-busy")).to_be_hidden()
     chat.ask(LONG)
@@ -187,6 +193,7 @@ def test_what_a_question_does_to_the_answer_that_runs_is_chosen(chat: Chat, choi
     if choice == "reject":
         chat.expect_state(1, "failed")
         expect(chat.answer(1).get_by_test_id("error")).to_have_attribute("data-code", "conversation_busy")
+        hurry()
         chat.expect_whole(0)
         chat.answer(1).get_by_test_id("retry").click()
     else:

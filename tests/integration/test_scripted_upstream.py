@@ -1,10 +1,11 @@
-"""The scripted upstream itself, where a client leaves at an awkward moment."""
+"""The scripted upstream itself: where a client leaves at an awkward moment, and where it is told to hurry."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import aiohttp
 import orjson
 import uvloop
 
@@ -51,3 +52,15 @@ def test_a_client_that_leaves_before_the_end_of_the_body_raises_nothing() -> Non
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
     assert raised == []
+
+
+async def test_what_is_being_said_comes_at_once_when_it_is_told_to_hurry() -> None:
+    asked = {**ASK, "messages": [{"role": "user", "content": "script tokens=3000 rate=20"}]}
+    async with serving() as upstream, aiohttp.ClientSession() as http, asyncio.timeout(60):  # else two minutes and more
+        async with http.post(upstream.url + upstream.path, json=asked) as answer:
+            await answer.content.readline()
+            async with http.delete(f"{upstream.url}/admin/pace") as done:
+                assert done.status == 200
+            assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+        (end,) = await upstream.wait_for("end")
+        assert (end["chunks"], end["whole"]) == (3000, True)

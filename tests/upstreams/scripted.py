@@ -11,7 +11,7 @@ write per line), which tests outside this process take as the truth about what w
 
 `POST /v1/chat/completions`, `GET /v1/models`, `GET /health`; `GET /admin/requests` answers the log, `PUT /admin/faults`
 with `{"model": "primary", "faults": "status=500", "times": 3}` sets faults for a model (`*`: every model) and
-`DELETE /admin/faults` takes them back.
+`DELETE /admin/faults` takes them back. `DELETE /admin/pace`: what is being said goes on as fast as it is read.
 
 It is written on `asyncio.Protocol` because it also serves benchmarks on the same machine as what they measure: an
 event of a stream costs it 1 µs at full speed, and the pace of all streams is kept by one ticker.
@@ -145,6 +145,11 @@ class ScriptedUpstream:
         """Take back every fault set from outside."""
         self.rules.clear()
 
+    def hurry(self) -> None:
+        """Let every answer that is being said go on without its pace."""
+        for connection in self.connections:
+            connection.hurry()
+
     def steps(self, request: Request) -> Iterator[Step]:
         """Every step of a streamed answer, its faults included. Ends with an act."""
         return steps(request)
@@ -253,6 +258,11 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         self._read()
 
+    def hurry(self) -> None:
+        """See `ScriptedUpstream.hurry`."""
+        if self._stream is not None:
+            self._stream.hurry()
+
     def finished(self) -> None:
         """The stream has ended; the connection is free for the next request."""
         self._stream = None
@@ -289,6 +299,9 @@ class Connection(asyncio.Protocol):
                     self._answer({})
                 case "DELETE", "/admin/faults":
                     self._server.heal()
+                    self._answer({})
+                case "DELETE", "/admin/pace":
+                    self._server.hurry()
                     self._answer({})
                 case _:
                     self._answer(self._server.error(f"no {method} {path} here", 404, "not_found"), 404)
@@ -366,6 +379,10 @@ class Stream:
     def resume(self) -> None:
         """The client reads again."""
         self._run()
+
+    def hurry(self) -> None:
+        """From the next piece on, which comes when it was due, there is no pace."""
+        self._script = replace(self._script, rate=0.0, gap=0.0)
 
     def _run(self) -> None:
         """Write all that is due, then ask to be called again."""
