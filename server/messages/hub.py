@@ -314,11 +314,21 @@ class Hub:
                 self.on_note(reply[2].decode(), NOTE_CANCEL)
             return True
         if kind == b"ssubscribe":
-            waiting = self._confirm.get(reply[1])
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
+            self._confirmed(reply[1])
             return True
         return bool(kind == b"sunsubscribe")
+
+    def _confirmed(self, name: bytes) -> None:
+        """What is published from now on is heard. If the subscription broke off, what was published meanwhile is read:
+        not before this, for what came after that reading would be missed."""
+        waiting = self._confirm.get(name)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+        elif (heard := self._listeners.get(name)) is not None:
+            heard(b"")
+        elif (channel := self._by_name.get(name)) is not None:
+            channel.doubtful = channel.missed = True
+            self._reread_soon(channel)
 
     def _heard(self, channel: Channel, data: bytes) -> None:
         if data[:1] == NOTE_REFUSED:
@@ -348,33 +358,21 @@ class Hub:
         return link
 
     def _subscribe_again(self, primary: Link) -> None:
-        """A new connection knows no subscription: make them again and read what was missed."""
-        if self.store.link(self._control) is primary:
-            self._links[primary].push("SSUBSCRIBE", self._control)
-        for name, heard in self._listeners.items():
+        """A new connection knows no subscription: make them again."""
+        for name in self._names():
             if self.store.link(name) is primary:
                 self._links[primary].push("SSUBSCRIBE", name)
-                heard(b"")
-        for name, channel in self._by_name.items():
-            if self.store.link(name) is primary:
-                self._links[primary].push("SSUBSCRIBE", name)
-                self._doubt(channel)
 
-    def _doubt(self, channel: Channel) -> None:
-        channel.doubtful = channel.missed = True
-        self._reread_soon(channel)
+    def _names(self) -> list[bytes]:
+        return [self._control, *self._listeners, *self._by_name]
 
     def _moved(self) -> None:
         """Some primary has moved: follow it, and subscribe anew where a slot changed hands."""
         for primary, link in self._links.items():
             if link.address != primary.address:
                 link.turn_to(primary.address)
-        self._subscriber(self._control).push("SSUBSCRIBE", self._control)
-        for name in self._listeners:
+        for name in self._names():
             self._subscriber(name).push("SSUBSCRIBE", name)
-        for name, channel in self._by_name.items():
-            self._subscriber(name).push("SSUBSCRIBE", name)
-            self._doubt(channel)
 
     def _reread_soon(self, channel: Channel) -> None:
         if channel.tag not in self._rereading:
