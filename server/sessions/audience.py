@@ -87,12 +87,19 @@ class Audience:
         crowd = self._crowds[payer.user]
         if not crowd.tuned.done():
             await asyncio.wait([crowd.tuned], timeout=TUNE_SECONDS)
+        if not crowd.tuned.done():
+            crowd.tuned.add_done_callback(lambda tuned: self._late(payer, tuned))
         limits, at_us = await self._source.standing(payer)
         if not at_us:
             self._source.heard(payer, b"")  # to be told as soon as Redis answers
         elif session in crowd.sessions:
             crowd.sessions[session] = max(crowd.sessions[session], at_us)
         return limits
+
+    def _late(self, payer: Payer, tuned: asyncio.Future[None]) -> None:
+        """The subscription was not waited for: what was changed before it is looked for now."""
+        if not tuned.cancelled():
+            self._source.heard(payer, b"")
 
     def tell(self, payer: Payer, limits: list[dict[str, Any]], at_us: int) -> None:
         """Tell every session of the user that does not know better: two nodes' words may overtake each other."""

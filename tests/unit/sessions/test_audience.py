@@ -87,7 +87,20 @@ async def test_a_welcome_waits_for_the_subscription_but_not_for_ever() -> None:
     assert [limits[0]["name"] for limits in session.told] == ["newer"]
     other = Payer("acme", "u2", "free")
     audience.join(other, session)
-    assert await audience.limits(other, session) == [{"name": "left"}]  # nobody ever confirms
+    assert await audience.limits(other, session) == [{"name": "left"}]  # nobody confirms in time
+    assert source.news == []
+    radio.confirmed[b"u2"].set_result(None)
+    await asyncio.sleep(0)
+    assert source.news == [("u2", b"")], "what was changed before the subscription is looked for"
+
+
+async def test_a_subscription_that_is_given_up_is_not_looked_after() -> None:
+    audience = Audience(Radio(), source := Source())
+    audience.join(WHO, session := Listener())
+    await audience.limits(WHO, session)
+    audience.leave("u1", session)
+    await asyncio.sleep(0)
+    assert source.news == []
 
 
 async def test_words_of_two_nodes_that_overtake_each_other_do_not_turn_time_back() -> None:
