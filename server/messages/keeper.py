@@ -193,10 +193,16 @@ class Keeper:
         if not await self.finish(claim.keys, claim.generation, claim.run, claim.id, claim.place):
             await self.stubbornly(lambda: self._go_on_if_lost(claim))  # while it is listed, so that others find it, too
         await self.stubbornly(lambda: self.kept(claim.user_tag, claim.id))
-        await self.stubbornly(lambda: self._unlist(claim.tag))
-        await self.stubbornly(lambda: self._go_on_if_lost(claim))
+        await self.stubbornly(lambda: self._close(claim))
 
-    async def _go_on_if_lost(self, claim: Claim) -> None:
+    async def _close(self, claim: Claim) -> None:
+        """Take the message off the list if it is finished. Both in one step, which is repeated whole if the connection
+        breaks: Redis may still lose that it is finished, but then it has lost first that it was taken off."""
+        if await self._go_on_if_lost(claim):
+            await self._unlist(claim.tag)
+
+    async def _go_on_if_lost(self, claim: Claim) -> bool:
+        """Go on with what Redis has lost. True if there is nothing to do here: it is finished, or not this node's."""
         record = claim.keys.record
         owner, state, standing, run = await self.means.store.call(
             record, "HMGET", record, "owner", "state", "standing", "run", seconds=STEP_SECONDS
@@ -205,6 +211,7 @@ class Keeper:
         reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
         if owner in (self.node.encode(), None) and not settled and not reopened and claim.tag not in self.running:
             await self._take_back(claim.tag)
+        return settled or owner != self.node.encode()
 
     async def _take_back(self, tag: str) -> None:
         """Go on with what this node owns and does not run: from the end that it wrote, if Redis has lost just that."""

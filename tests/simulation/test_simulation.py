@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from server.messages.reservation import Reservation
+from server.messages.scripts import KEPT
 from server.quotas.base import Used
 from tests.simulation.loop import Host, SimLoop
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.outages import world_of
 from tests.simulation.run import play, shrink
-from tests.simulation.schedule import SimLimits, Step, draw
+from tests.simulation.schedule import Schedule, SimLimits, Step, draw
 from tests.simulation.upstream import Speech
 from tests.simulation.world import World
 
@@ -28,7 +29,7 @@ SEEDS = 300
 ONCE_FAILED = (
     *(602472, 605611, 607580, 610185, 616045, 621051, 622515, 623203),
     *(623249, 623365, 627628, 631805, 636272, 638558, 641677, 643897, 700411, 705072, 1028866, 1037061),
-    5014521,
+    *(5014521, 5055063),
 )
 """Seeds that showed defects which are mended. A change of the schedules or of their order of chance makes others of
 them; these are kept because they are cheap, not because each still shows what it showed."""
@@ -73,6 +74,65 @@ def test_a_run_whose_node_died_before_settling_it_is_settled_by_the_next() -> No
     unsettled = Mutant("", "", (), ((Reservation, "settle_earlier", _settle_nothing),))
     with unsettled.applied():
         assert "was never settled" in str(play(world, unsettled, kind=DiesBeforeSettling).violation)
+
+
+class Watched(World):
+    """Nothing befalls it but what `watch` does, to which every command comes after it ran."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.server.watch = self._watch
+        self.server.space.undo = []
+        self.lost = self.killed = False
+
+    def _watch(self, host: Host, command: Sequence[Any], reply: Any) -> None:
+        self.check.ran(host, command, reply)
+        self.later(0.0, self.watch, host, command, reply)
+
+    def watch(self, host: Host, command: Sequence[Any], reply: Any) -> None:
+        """A command has run."""
+        raise NotImplementedError
+
+    def lose(self, field: bytes, value: bytes | None) -> None:
+        """Redis crashes and loses its last writes, until the only record says this again."""
+        (key,) = self.check.truths
+        self.lost = True
+        self.server.crash(0)
+        while self.check._record(key).get(field) != value:
+            self.server.space.lose(1)
+        self.check.lost()
+        self.later(0.05, self.server.restart)
+
+    def kill_host(self, host: Host) -> None:
+        """The node dies; another takes its place."""
+        self.killed = True
+        self.kill(next(node.number for node in self.nodes if node.host is host), 0.5, False)
+
+
+class LosesTheFinish(Watched):
+    """Redis loses that a message was finished; the owner dies over taking it off its list."""
+
+    def watch(self, host: Host, command: Sequence[Any], reply: Any) -> None:
+        """See `Watched`."""
+        if not self.lost and KEPT.sha in command:
+            self.lose(b"standing", None)
+        elif self.lost and not self.killed and command[0] == "SREM" and b":open:" in command[1]:
+            self.kill_host(host)
+
+
+def quiet_world(nodes: int) -> Schedule:
+    """One short answer, and nothing that befalls it."""
+    return replace(
+        draw(0), nodes=nodes, clients=1, users=(0,), speeches=(Speech(4, 0.02, 1),), owners=(0,), takeover_seconds=1.0,
+        lost_frames=0.0, steps=(Step(0.1, "ask", (0, 0)),), limits=None, breakers=None,
+    )  # fmt: skip
+
+
+def test_a_finish_that_is_lost_is_found_though_the_owner_dies_next() -> None:
+    world = LosesTheFinish(quiet_world(1))
+    world.run()
+    assert world.lost
+    assert world.killed
 
 
 def _bytes(word: Any) -> bytes:
