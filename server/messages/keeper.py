@@ -334,7 +334,8 @@ class Keeper:
             used = settlement(msgpack.unpackb(fields["records"]), run, _account_of(tag, fields))
             await self._settle(_payer_of(fields), hold_id(tag, generation, run), used)
             place = Place.of(_user_of(fields), fields["conversation"].decode()) if "conversation" in fields else None
-            await self.finish(keys, generation, run, fields["id"].decode(), place)
+            if not await self.finish(keys, generation, run, fields["id"].decode(), place):
+                return await self._adopt(tag, dead)  # it has not ended any more
             await self.kept(_user_of(fields), fields["id"].decode())
             await self._unlist(tag)
         elif dead != self.node and tag not in self.running and tag not in self.finishing:

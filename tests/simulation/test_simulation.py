@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from server.messages.reservation import Reservation
-from server.messages.scripts import KEPT
+from server.messages.scripts import KEPT, TAKEOVER
 from server.quotas.base import Used
 from tests.simulation.loop import Host, SimLoop
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -120,6 +120,21 @@ class LosesTheFinish(Watched):
             self.kill_host(host)
 
 
+class LosesTheEnd(Watched):
+    """The owner dies as it has written the end; Redis loses the end while the survivor finishes the message."""
+
+    taken = False
+
+    def watch(self, host: Host, command: Sequence[Any], reply: Any) -> None:
+        """See `Watched`."""
+        if not self.killed and b"done" in map(_bytes, command):
+            self.kill_host(host)
+        elif TAKEOVER.sha in command and reply[0] == b"ended":
+            self.taken = True
+        elif self.taken and not self.lost and command[0] == "HMGET":
+            self.lose(b"state", b"streaming")
+
+
 def quiet_world(nodes: int) -> Schedule:
     """One short answer, and nothing that befalls it."""
     return replace(
@@ -130,6 +145,13 @@ def quiet_world(nodes: int) -> Schedule:
 
 def test_a_finish_that_is_lost_is_found_though_the_owner_dies_next() -> None:
     world = LosesTheFinish(quiet_world(1))
+    world.run()
+    assert world.lost
+    assert world.killed
+
+
+def test_an_end_that_is_lost_while_a_survivor_finishes_the_message_is_generated_anew() -> None:
+    world = LosesTheEnd(quiet_world(2))
     world.run()
     assert world.lost
     assert world.killed
