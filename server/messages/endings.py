@@ -20,14 +20,15 @@ log = structlog.get_logger("messages")
 
 KEPT_SECONDS: Final = 30.0
 """For so long; an append-only file that is written every second is behind by two at most, a replica by what it lags."""
-KEPT_BYTES: Final = 16_777_216
-"""So much of all of them; then the oldest go early."""
+KEPT_BYTES: Final = 33_554_432
+"""So much of all of them, with what they answer; then the oldest go early."""
 ANSWER_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
     ending: Ending
+    size: int
     until: float
 
 
@@ -40,11 +41,11 @@ class Endings:
         """By tag, the oldest first."""
         self._size = 0
 
-    def keep(self, tag: str, ending: Ending, now: float) -> None:
+    def keep(self, tag: str, ending: Ending, request_bytes: int, now: float) -> None:
         """A message has ended here. `now` is monotonic, in seconds."""
         self.forget(tag)
-        self._kept[tag] = _Kept(ending, now + KEPT_SECONDS)
-        self._size += ending.size
+        kept = self._kept[tag] = _Kept(ending, ending.size + request_bytes, now + KEPT_SECONDS)
+        self._size += kept.size
         while self._kept and (self._size > KEPT_BYTES or next(iter(self._kept.values())).until < now):
             self.forget(next(iter(self._kept)))
 
@@ -57,7 +58,7 @@ class Endings:
     def forget(self, tag: str) -> None:
         """It runs again, or is not wanted any more."""
         if (kept := self._kept.pop(tag, None)) is not None:
-            self._size -= kept.ending.size
+            self._size -= kept.size
 
     async def write_again(self, tag: str) -> None:
         """Have the end in Redis as it was, if it is kept and can be; nothing changes where it is there.

@@ -149,7 +149,8 @@ class Keeper:
                     del self.running[claim.tag]
                     self.means.hub.disown(claim.tag)
             if ended:
-                self.endings.keep(claim.tag, running.answer.outbox.ending(), asyncio.get_running_loop().time())
+                size, now = asked.text_bytes(claim.request.get("messages", [])), asyncio.get_running_loop().time()
+                self.endings.keep(claim.tag, running.answer.outbox.ending(), size, now)
                 used = settlement(running.answer.records, claim.run, claim.account)
                 await self._settle(claim.payer, claim.hold, used)
                 await self._wind_up(claim)
@@ -426,7 +427,7 @@ class Keeper:
         record = MessageKeys.of(tag).record
         state = await self.means.store.call(record, "HGET", record, "state", seconds=STEP_SECONDS)
         running = self.running.get(tag)
-        if running is not None and state is None:
+        if running is not None and state is None and running.life.admitted_here:
             running.answer.outbox.remake()
             index = active_set(running.claim.user_tag)
             await self.means.store.call(index, "SADD", index, running.claim.id, seconds=STEP_SECONDS)

@@ -62,6 +62,11 @@ class Life:
         return self.admitted.done()
 
     @property
+    def admitted_here(self) -> bool:
+        """Whether it was admitted, and not refused or left to others."""
+        return self.promised and self.admitted.exception() is None
+
+    @property
     def untouched(self) -> bool:
         """Whether nothing has been spent or journaled: then the claim can be taken back, and its id is free again."""
         return not self.promised and self.claim.run == 1 and not self.claim.attempts

@@ -119,9 +119,14 @@ def bytes_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def text_bytes(messages: list[dict[str, Any]]) -> int:
+    """How much text there is, in bytes of UTF-8."""
+    return sum(_text_bytes(message) for message in messages)
+
+
 def least_input(messages: list[dict[str, Any]]) -> int:
     """So many input tokens it is at least: hardly any token stands for more than 16 bytes of text."""
-    return sum(_text_bytes(message) for message in messages) // 16
+    return text_bytes(messages) // 16
 
 
 def _most_of_part(part: dict[str, Any]) -> int:

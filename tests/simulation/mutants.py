@@ -184,7 +184,7 @@ def _never_again(self: Claim) -> None:
     return None
 
 
-def _keep_nothing(self: Endings, tag: str, ending: Any, now: float) -> None:
+def _keep_nothing(self: Endings, tag: str, ending: Any, request_bytes: int, now: float) -> None:
     return None
 
 

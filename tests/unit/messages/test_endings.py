@@ -36,10 +36,10 @@ def an_end(size: int) -> Ending:
 
 def test_it_is_kept_for_half_a_minute() -> None:
     ends = kept()
-    ends.keep("old", an_end(100), now=5.0)
-    ends.keep("young", an_end(100), now=5.0 + KEPT_SECONDS)
+    ends.keep("old", an_end(100), 0, now=5.0)
+    ends.keep("young", an_end(100), 0, now=5.0 + KEPT_SECONDS)
     assert "old" in ends
-    ends.keep("new", an_end(100), now=5.1 + KEPT_SECONDS)
+    ends.keep("new", an_end(100), 0, now=5.1 + KEPT_SECONDS)
     assert "old" not in ends
     assert "young" in ends
 
@@ -48,24 +48,33 @@ def test_the_oldest_go_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(endings, "KEPT_BYTES", 1000)
     ends = kept()
     for number in range(30):
-        ends.keep(f"m{number}", an_end(100), now=0.0)
+        ends.keep(f"m{number}", an_end(100), 0, now=0.0)
     assert [number for number in range(30) if f"m{number}" in ends] == list(range(20, 30))
 
 
 def test_one_that_ends_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endings, "KEPT_BYTES", 1000)
     ends = kept()
-    ends.keep("other", an_end(100), now=0.0)
+    ends.keep("other", an_end(100), 0, now=0.0)
     for _ in range(30):
-        ends.keep("m", an_end(900), now=0.0)
+        ends.keep("m", an_end(900), 0, now=0.0)
     assert "other" in ends
     ends.forget("m")
     ends.forget("m")
-    ends.keep("third", an_end(900), now=0.0)
+    ends.keep("third", an_end(900), 0, now=0.0)
     assert "other" in ends
+
+
+def test_what_they_answer_counts() -> None:
+    ends = kept()
+    ends.keep("old", an_end(100), KEPT_BYTES - 1000, now=0.0)
+    ends.keep("m", an_end(100), 700, now=0.0)
+    assert "old" in ends
+    ends.keep("n", an_end(100), 1, now=0.0)
+    assert "old" not in ends
 
 
 def test_one_larger_than_all_may_be_is_not_kept() -> None:
     ends = kept()
-    ends.keep("m", an_end(KEPT_BYTES + 1), now=0.0)
+    ends.keep("m", an_end(KEPT_BYTES + 1), 0, now=0.0)
     assert "m" not in ends
