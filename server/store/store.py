@@ -66,7 +66,8 @@ class Store:
         self._topology = topology
         self._make_link = make_link
         self._sources = [script.source for script in scripts]
-        self._slots: list[Link | None] = [None] * SLOTS
+        self._slots: list[Link | None] = []
+        """Slot → who holds it; empty while one primary holds all of them."""
         self._links: dict[Address, Link] = {}
         self._tags: dict[Link, str] = {}
         self._lanes = [_tag(0)]
@@ -103,7 +104,7 @@ class Store:
         """The link to the primary that holds `key`. Raises `StoreUnavailable` if no primary does."""
         if self._whole is not None:
             return self._whole
-        link = self._slots[slot_of(key)]
+        link = self._holder(slot_of(key))
         if link is None:
             raise StoreUnavailable("no primary of the cluster holds this slot")
         return link
@@ -145,12 +146,15 @@ class Store:
         """Every tag that `near` names, or may have named before slots were moved."""
         return self._lanes
 
+    def _holder(self, slot: int) -> Link | None:
+        return self._slots[slot] if self._slots else self._whole
+
     def _find_tags(self) -> None:
         links = set(self._links.values())
         found: dict[Link, str] = {}
         number = 0
         while len(found) < len(links) and number < MOST_TAGS:
-            link = self._slots[slot_of(b"{%s}" % _tag(number).encode())]
+            link = self._holder(slot_of(b"{%s}" % _tag(number).encode()))
             if link is not None:
                 found.setdefault(link, _tag(number))
             number += 1
@@ -167,7 +171,7 @@ class Store:
         for first, _, address in ranges:
             if address in self._links:
                 continue
-            old = self._slots[first]
+            old = self._holder(first)
             if old is not None and old.address in gone:
                 gone.remove(old.address)
                 self._links[address] = self._links.pop(old.address)
@@ -175,9 +179,13 @@ class Store:
                 old.turn_to(address)
             else:
                 self._links[address] = self._make_link(address, self._sources, None, self._changed)
-        for first, last, address in ranges:
-            self._slots[first : last + 1] = [self._links[address]] * (last + 1 - first)
-        self._whole = self._links[ranges[0][2]] if len(wanted) == 1 else None
+        if len(wanted) == 1:
+            self._slots, self._whole = [], self._links[ranges[0][2]]
+        else:
+            slots = self._slots or [self._whole] * SLOTS
+            for first, last, address in ranges:
+                slots[first : last + 1] = [self._links[address]] * (last + 1 - first)
+            self._slots, self._whole = slots, None
         self._find_tags()
         self.on_moved()
 
