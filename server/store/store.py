@@ -275,18 +275,33 @@ def _tag(number: int) -> str:
 
 
 async def within(future: asyncio.Future[Any], seconds: float | None) -> Any:
-    """The future's result; `TimeoutError` after `seconds` unless it was our own loop that was slow."""
-    if seconds is None:
+    """The future's result; `TimeoutError` after `seconds` unless it was our own loop that was slow.
+
+    `asyncio.timeout` around `asyncio.shield` would do the same at several times the price, and every command pays it.
+    """
+    if seconds is None or future.done():
         return await future
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def wake(*_: object) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = loop.call_later(seconds, wake)
+    future.add_done_callback(wake)
     try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.shield(future)
-    except TimeoutError:
-        await asyncio.sleep(0)  # one turn of the loop: a reply may lie in the socket already
-        if future.done() and not future.cancelled() and future.exception() is None:
-            return future.result()
-        future.add_done_callback(forget)
-        raise
+        await waiter
+        if not future.done():
+            await asyncio.sleep(0)  # one turn of the loop: a reply may lie in the socket already
+    finally:
+        timer.cancel()
+        if not future.done():
+            future.remove_done_callback(wake)
+            future.add_done_callback(forget)
+    if not future.done():
+        raise TimeoutError
+    return future.result()
 
 
 def forget(future: asyncio.Future[Any]) -> None:

@@ -126,5 +126,16 @@ async def test_a_late_answer_is_dropped_and_a_ready_one_is_not() -> None:
         await within(failed, 1.0)
 
 
+async def test_a_caller_that_is_cancelled_leaves_the_reply_alone() -> None:
+    reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(within(reply, 5.0))
+        await asyncio.sleep(0)
+        waiting.cancel()
+    assert waiting.cancelled()
+    assert not reply.cancelled()
+    reply.set_exception(StoreLost("late"))  # which may not be reported as never retrieved either
+
+
 async def test_slots_lead_to_the_only_primary(store: Store) -> None:
     assert store.link(b"a") is store.link(b"tw:{x}:m") is store.links()[0]
