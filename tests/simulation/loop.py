@@ -45,33 +45,23 @@ _HOST: Final[contextvars.ContextVar[Host]] = contextvars.ContextVar("host", defa
 class Handle:
     """A callback to be run; may be cancelled."""
 
-    __slots__ = ("_when", "args", "callback", "context", "gone", "host", "number")
+    __slots__ = ("args", "callback", "context")
 
     def __init__(
-        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context, host: Host
+        self, callback: Callable[..., Any] | None, args: tuple[Any, ...], context: contextvars.Context
     ) -> None:
         self.callback = callback
+        """None: it was cancelled."""
         self.args = args
         self.context = context
-        self.host = host
-        self.gone = False
-        self._when = 0.0
-        self.number = 0
-
-    def __lt__(self, other: Handle) -> bool:
-        return (self._when, self.number) < (other._when, other.number)
 
     def cancel(self) -> None:
         """It will not run."""
-        self.gone = True
+        self.callback = None
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        return self.gone
-
-    def when(self) -> float:
-        """When it is due, if it is a timer."""
-        return self._when
+        return self.callback is None
 
 
 class SimTask(asyncio.Task):  # type: ignore[type-arg]
@@ -99,7 +89,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.errors: list[BaseException | str] = []
         """What callbacks raised; a defect."""
         self._runnable: list[Host] = []
-        self._timers: list[tuple[float, int, Handle]] = []
+        self._timers: list[tuple[float, int, Handle, Host]] = []
         self._counter = 0
         self._world = contextvars.Context()
         self._running = False
@@ -155,7 +145,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             host = _HOST.get()
         else:
             host = context.get(_HOST, WORLD)  # type: ignore[assignment]
-        handle = Handle(callback, args, context, host)
+        handle = Handle(callback, args, context)
         if host.dead:
             return handle
         host.ready.append(handle)
@@ -181,10 +171,9 @@ class SimLoop(asyncio.AbstractEventLoop):
             host = _HOST.get()
         else:
             host = context.get(_HOST, WORLD)  # type: ignore[assignment]
-        handle = Handle(callback, args, context, host)
-        self._counter += 1
-        handle._when, handle.number = when, self._counter
-        heapq.heappush(self._timers, (when, self._counter, handle))
+        handle = Handle(callback, args, context)
+        self._counter = number = self._counter + 1
+        heapq.heappush(self._timers, (when, number, handle, host))
         return handle
 
     def create_future(self) -> asyncio.Future[Any]:
@@ -201,9 +190,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.tasks.append(task)
         return task
 
-    def get_debug(self) -> bool:
-        """Never: debugging here is done by the trace."""
-        return False
+    get_debug = staticmethod(bool)  # type: ignore[assignment]
+    """Never: debugging here is done by the trace. (Every future asks, so it is no function of Python's.)"""
 
     def is_running(self) -> bool:
         """Whether callbacks are being run."""
@@ -253,18 +241,15 @@ class SimLoop(asyncio.AbstractEventLoop):
                     runnable.remove(host)
             if until():
                 return True
-            while timers and timers[0][2].gone:
+            while timers and timers[0][2].callback is None:
                 pop(timers)
             if not timers or timers[0][0] > deadline:
                 self.now = max(self.now, min(deadline, self.now if not timers else timers[0][0]))
                 return until()
-            when = timers[0][0]
-            if when > self.now:
-                self.now = when
-            while timers and timers[0][0] <= self.now:
-                handle = pop(timers)[2]
-                host = handle.host
-                if handle.gone or host.dead:
+            self.now = now = max(self.now, timers[0][0])
+            while timers and timers[0][0] <= now:
+                _, _, handle, host = pop(timers)
+                if handle.callback is None or host.dead:
                     continue
                 host.ready.append(handle)
                 if not host.queued and not host.paused:
@@ -281,14 +266,15 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.callbacks += count
         if self.callbacks > self.most_callbacks:
             raise Stuck(f"more than {self.most_callbacks} callbacks by {self.now:.3f} s")
-        for _ in range(count):
-            if not ready:
-                break  # killed within its own turn
-            handle = ready.popleft()
-            if handle.gone:
+        next_ready = ready.popleft
+        while count and ready:  # nothing is ready once it was killed within its own turn
+            count -= 1
+            handle = next_ready()
+            callback = handle.callback
+            if callback is None:
                 continue
             try:
-                handle.context.run(handle.callback, *handle.args)
+                handle.context.run(callback, *handle.args)
             except Exception as error:  # noqa: BLE001 - kept, and raised by the world
                 self.errors.append(error)
         if stops:

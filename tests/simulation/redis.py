@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from lupa.lua51 import LuaError, LuaRuntime
@@ -111,17 +112,20 @@ class Keyspace:
 
     def execute(self, *given: Any) -> Any:
         """Run one command. Raises `ReplyError`."""
+        function = self.function(given)
+        sent = [arg if type(arg) is bytes else arg.encode() if type(arg) is str else encode(arg) for arg in given]
         if self.undo is None:
-            return self._run(given)
+            return function(self, sent)
         self._undoing = {}
         try:
-            return self._run(given)
+            return function(self, sent)
         finally:
             if self._undoing:
                 self.undo.append((self.now(), list(self._undoing.values())))
             self._undoing = None
 
-    def _run(self, given: Sequence[Any]) -> Any:
+    def function(self, given: Sequence[Any]) -> _Table:
+        """What runs a command, if it has as many arguments as it may."""
         name = given[0]
         row = COMMANDS.get(name)
         if row is None:
@@ -133,7 +137,7 @@ class Keyspace:
         function, least, most, _ = row
         if not least <= len(given) <= most:
             raise wrong_number(name)
-        return function(self, [a if type(a) is bytes else encode(a) for a in given])
+        return function
 
     def lose(self, writes: int) -> int:
         """Forget the last acknowledged writes, as a failover or a crash between two fsyncs does; how many."""
@@ -776,6 +780,7 @@ def _count(args: Sequence[bytes]) -> int | None:
 # --- scripts ---
 
 
+@lru_cache(256)
 def _sha(source: bytes) -> bytes:
     return hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
 
@@ -816,30 +821,32 @@ class _Lua:
 
     def _call(self, *given: Any) -> Any:
         """`redis.call`: what a script asks of Redis, as a Lua value."""
-        assert self.space is not None
+        space = self.space
+        assert space is not None
         if not given:
             raise ReplyError("ERR Please specify at least one argument for this redis.call() call")
         name = given[0]
         if name in _NOT_IN_SCRIPTS:
             raise ReplyError("ERR This Redis command is not allowed from script")
         sent = [arg if type(arg) is bytes else _number(arg) for arg in given]
-        return self.value(self.space._run(sent))
+        reply = space.function(sent)(space, sent)
+        return reply if type(reply) in _AS_IT_IS else self.value(reply)
 
     def value(self, reply: Any) -> Any:
         """A reply as a Lua value."""
         kind = type(reply)
-        if kind is bytes or kind is int:
+        if kind in _AS_IT_IS:
             return reply
         if reply is None:
             return False
         if kind is list:
-            return self.table([self.value(item) for item in reply])
+            return self.table([item if type(item) in _AS_IT_IS else self.value(item) for item in reply])
         return self.table({b"ok": bytes(reply)})
 
     def reply(self, value: Any) -> Any:
         """A Lua value as a reply."""
         kind = type(value)
-        if kind is bytes or kind is int:
+        if kind in _AS_IT_IS:
             return value
         if value is None or value is False:
             return None
@@ -871,6 +878,7 @@ def _number(value: Any) -> bytes:
     raise ReplyError("ERR Command arguments must be strings or integers")
 
 
+_AS_IT_IS: Final = frozenset({bytes, int})
 _NOT_IN_SCRIPTS: Final = frozenset({b"SSUBSCRIBE", b"SUNSUBSCRIBE", b"EVAL", b"EVALSHA", b"SCRIPT"})
 _PRELUDE: Final = b"""
 return function(call, sha1hex)
