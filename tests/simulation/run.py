@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
+import multiprocessing.pool
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -102,9 +102,14 @@ def _over(jobs: int, chunks: list[tuple[int, int]]) -> Iterator[list[Outcome]]:
         prepare()
         yield from map(_work, chunks)
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, prepare) as pool:
+    with _workers(jobs) as pool:
         yield from pool.imap(_work, chunks)
+
+
+def _workers(jobs: int) -> multiprocessing.pool.Pool:
+    """Processes that begin as this one is: none has to load and prepare anything."""
+    prepare()
+    return multiprocessing.get_context("fork").Pool(jobs)
 
 
 # --- shrinking ---
@@ -214,6 +219,5 @@ def recall_all(names: Sequence[str], jobs: int) -> Iterator[Hunt]:
 
 
 def _each(look: Callable[[T], Hunt], work: Sequence[T], jobs: int) -> Iterator[Hunt]:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, prepare) as pool:
+    with _workers(jobs) as pool:
         yield from pool.imap(look, work)
