@@ -22,7 +22,7 @@ CAUGHT_BY: Final = {
     "retry-not-recognised": 66,
     "claim-not-atomic": 59,
     "takeover-not-compared": 65,
-    "silent-beyond-head": 1,
+    "silent-beyond-head": 3,
     "no-snapshot-for-holes": 90,
     "stop-forgotten-at-takeover": 259,
     "end-written-twice": 0,
