@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from redis.asyncio import Redis
 
 from server.ledger.book import Book
@@ -106,6 +107,15 @@ class Rig:
         """How a call upstream ended, once the log tells."""
         await eventually(lambda: self.log.end(call) is not None, seconds)
         return self.log.end(call) or {}
+
+    async def hurry(self) -> None:
+        """Have the upstream say the rest of its answers at once: what had to happen meanwhile has happened."""
+        async with aiohttp.ClientSession() as http, http.delete(f"{self.upstream}/admin/pace") as done:
+            assert done.status == 200
+
+    async def called(self, messages: Sequence[Mapping[str, Any]], calls: int, seconds: float = 30.0) -> None:
+        """Wait until the upstream was asked so often."""
+        await eventually(lambda: len(self.log.calls(messages)) >= calls, seconds)
 
     async def redis(self, *command: Any) -> Any:
         """One command to the first primary."""

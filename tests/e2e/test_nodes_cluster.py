@@ -161,9 +161,13 @@ async def test_cluster_one_primary_lost_stops_only_its_messages_and_they_go_on()
                 await socket.ask(message_id, messages)
             for message_id in asked:
                 await read_until(socket, message_id, 20)
-            failing = asyncio.to_thread(group.fail_over, 1)
+
+            async def fail() -> None:
+                await asyncio.to_thread(group.fail_over, 1)
+                await r.hurry()
+
             async with asyncio.TaskGroup() as both:
-                both.create_task(failing)
+                both.create_task(fail())
                 reading = [both.create_task(_follow(r.nodes[1].url, message_id)) for message_id in list(asked)[:2]]
                 for message_id in asked:
                     view = socket.view(message_id)

@@ -128,6 +128,8 @@ async def test_g10_what_cannot_finish_in_time_is_handed_over_at_once_and_visibly
             await there.accepted()
             began = asyncio.get_running_loop().time()
             assert await leaving.stop() == 0
+            await r.called(messages, 2)
+            await r.hurry()
             view = await there.done()
             seconds = asyncio.get_running_loop().time() - began
         assert view.text == expected_text(messages, "scripted")

@@ -38,6 +38,7 @@ async def test_g4_kill_9_takeover_within_five_seconds(valkey_url: str) -> None:
             await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
             await socket.type("delta", "kill")
             seconds = time.monotonic() - killed
+            await r.hurry()
             view = await socket.ended("kill")
         assert seconds <= TAKEOVER_SECONDS
         assert view.text == expected_text(messages, "scripted")
@@ -62,6 +63,7 @@ async def test_g4_a_survivor_continues_the_text_where_the_route_allows_it(valkey
             await doomed.kill()
             attempt = await socket.until(lambda frame: frame["type"] == "attempt" and frame["attempt"] == 2)
             standing = socket.view("goes-on").text
+            await r.hurry()
             view = await socket.ended("goes-on")
         assert (attempt["mode"], attempt["reason"]["code"]) == ("continue", "owner_lost")
         assert len(standing) >= 150, "what stood was withdrawn"

@@ -23,6 +23,8 @@ async def test_after_kills_every_attempt_has_one_row_and_the_sums_are_the_upstre
                 await client.ended(message_id)
             await read_until(client, "cut", 200)
             r.nodes[0].signal(signal.SIGKILL)
+        await r.called(asked["cut"], 2)
+        await r.hurry()
         await r.settled("cut", 30.0)
         await r.nodes[0].kill()
         rows, stored = await r.all_booked(), await r.stored()

@@ -30,6 +30,8 @@ async def test_a_kill_in_mid_stream_changes_nothing_of_the_prompt(valkey_url: st
             r.nodes[0].signal(signal.SIGKILL)
         async with wire(r.nodes[1].url) as client:
             await client.send({"type": "resume", "id": "m1"})
+            await r.called(sent, 2)
+            await r.hurry()
             view = await client.ended("m1")
             assert view.end is not None
             assert (view.end["type"], view.end["prompt"]) == ("done", {"name": "p", "version": "1.0.0"})

@@ -269,6 +269,7 @@ async def _freeze(server: RedisServer, seconds: float, share: float) -> None:
 
         await eventually_true(refused_again)
         assert await r.redis("ZCARD", quota_owner(TAG, USER)[1]) == 3
+        await r.hurry()
         for number in range(3):
             while running.view(f"r{number}").end is None:
                 await running.recv()

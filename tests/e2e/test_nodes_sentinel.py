@@ -40,6 +40,8 @@ async def test_sentinel_messages_go_on_when_the_replica_is_promoted() -> None:
             await b.send({"type": "resume", "id": "taken", "after": 0})
             await read_until(b, "taken", 10)
             await r.nodes[0].kill()
+            await r.called(messages, 2)
+            await r.hurry()
             view = await b.ended("taken")
             assert view.text == expected_text(messages, "scripted")
             await r.check_once("taken", messages, calls=2)
