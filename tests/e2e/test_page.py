@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 LONG = "script tokens=300 rate=75 seed=a"
 """Four seconds of text: time enough to interrupt it."""
-LONGER = "script tokens=1200 rate=75 seed=a"
-"""Where more is done meanwhile, which may take some seconds on a busy machine."""
+LONGER = "script tokens=3000 rate=75 seed=a"
+"""Forty seconds, for what may take long on a busy machine; it is told to hurry when that is done."""
 OTHER = "script tokens=300 rate=75 seed=b unicode=1"
 SHORT = "script tokens=20 seed=c"
 DESKTOP = {"width": 1280, "height": 860}

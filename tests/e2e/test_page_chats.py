@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 LONG = "script tokens=300 rate=75 seed=a"
 """Four seconds of text: time enough to do something meanwhile."""
-LONGER = "script tokens=900 rate=75 seed=a"
-"""Where two devices do something meanwhile, on a busy machine."""
+LONGER = "script tokens=3000 rate=75 seed=a"
+"""Forty seconds, for what may take two devices long on a busy machine; it is told to hurry when that is done."""
 SHORT = "script tokens=20 seed=c"
 OTHER = "script tokens=20 seed=d"
 THIRD = "script tokens=20 seed=e"
