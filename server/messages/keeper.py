@@ -211,10 +211,10 @@ class Keeper:
         settled = has_ended(state) and standing is not None
         reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
         if owner in (self.node.encode(), None) and not settled and not reopened and claim.tag not in self.running:
-            await self._take_back(claim.tag)
+            await self.take_back(claim.tag)
         return settled or owner != self.node.encode()
 
-    async def _take_back(self, tag: str) -> None:
+    async def take_back(self, tag: str) -> None:
         """Go on with what this node owns and does not run: from the end that it wrote, if Redis has lost just that."""
         await self.endings.write_again(tag)
         await self.adopt(tag, self.node)
@@ -432,7 +432,7 @@ class Keeper:
             index = active_set(running.claim.user_tag)
             await self.means.store.call(index, "SADD", index, running.claim.id, seconds=STEP_SECONDS)
         elif running is None and not has_ended(state) and not self.has(tag):
-            await self._take_back(tag)
+            await self.take_back(tag)
 
     async def _settle_stray(self, tag: str, lanes: Iterable[str]) -> None:
         keys = MessageKeys.of(tag)

@@ -152,8 +152,8 @@ async def remember(server: Any) -> Memory:
         return {key: data for key, data in zip(keys, await all_of_them.execute(), strict=True) if data is not None}
 
 
-async def fall_back(server: Any, memory: Memory, lose_attempt: bytes | None = None) -> None:
-    """Redis is as it was then, as after a crash, and those that were connected connect again."""
+async def fall_back(server: Any, memory: Memory, lose_attempt: bytes | None = None, hang_up: bool = True) -> None:
+    """Redis is as it was then, as after a crash, and those that were connected connect again (if it hangs up)."""
     async with server.pipeline() as all_of_them:
         all_of_them.flushdb()
         for key, data in memory.items():
@@ -162,7 +162,8 @@ async def fall_back(server: Any, memory: Memory, lose_attempt: bytes | None = No
             all_of_them.hset(lose_attempt, mapping={**LOST_ATTEMPT, "head": 0, "tip": 0})
             all_of_them.hdel(lose_attempt, "attempt:1", "base")
             all_of_them.delete(lose_attempt[:-1] + b"j")
-        all_of_them.client_kill_filter(_type="normal", skipme=True)
+        if hang_up:
+            all_of_them.client_kill_filter(_type="normal", skipme=True)
         await all_of_them.execute()
 
 
@@ -197,6 +198,21 @@ async def test_the_owner_writes_a_lost_end_again(valkey_url: str, server: Any, l
         assert {name: after[name] for name in (b"records", b"end", b"head", b"fence", b"attempts")} == {
             name: before[name] for name in (b"records", b"end", b"head", b"fence", b"attempts")
         }
+        assert calls(here) == 1
+
+
+async def test_a_repeat_finds_the_end_that_its_node_wrote(valkey_url: str, server: Any) -> None:
+    """Though it comes before the node has looked for what Redis lost."""
+    async with place(valkey_url) as here, wire(here.node.url) as client, wire(here.node.url) as again:
+        messages = await client.ask("m", "script tokens=60 rate=80")
+        await told_to(client, "m", 20)
+        memory = await remember(server)
+        whole(await client.ended("m"), messages)
+        await settled_again(server, here.keys("m"))
+        await fall_back(server, memory, hang_up=False)
+        await again.ask("m", messages)
+        whole(await again.ended("m"), messages)
+        assert again.view("m").end == client.view("m").end
         assert calls(here) == 1
 
 
