@@ -256,7 +256,7 @@ class Keeper:
         claim = running.claim
         if claim.place is not None:
             await self.means.conversations.withdraw(claim.place, claim.id, claim.token)
-        running.released = running.released or await self.release(claim.keys, claim.generation, claim.fence, error)
+        running.released = await self.release(claim.keys, claim.generation, claim.fence, error) or running.released
         adopted = claim.fence != self._first_fence(claim.generation)  # then an earlier owner may have reserved
         if running.released and (adopted or running.reservation.may_hold):
             # in this order: another owner of the claim would use the hold

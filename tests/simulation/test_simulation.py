@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from protocol.client.message import ClientMessage
 from server.messages.reservation import Reservation
-from server.messages.scripts import KEPT, TAKEOVER
+from server.messages.scripts import KEPT, RELEASE, TAKEOVER
 from server.quotas.base import Used
 from tests.simulation.loop import Host, SimLoop
 from tests.simulation.mutants import MUTANTS, Mutant
@@ -93,9 +94,10 @@ class Watched(World):
         """A command has run."""
         raise NotImplementedError
 
-    def lose(self, field: bytes, value: bytes | None) -> None:
-        """Redis crashes and loses its last writes, until the only record says this again."""
-        (key,) = self.check.truths
+    def lose(self, field: bytes, value: bytes | None, key: bytes = b"") -> None:
+        """Redis crashes and loses its last writes, until this record, or the only one, says so again."""
+        if not key:
+            (key,) = self.check.truths
         self.lost = True
         self.server.crash(0)
         while self.check._record(key).get(field) != value:
@@ -135,6 +137,25 @@ class LosesTheEnd(Watched):
             self.lose(b"state", b"streaming")
 
 
+class LosesTheRelease(Watched):
+    """Redis loses that a refused claim was released, while its owner takes it off the lists."""
+
+    key = b""
+
+    def never_refused(self, message: ClientMessage) -> bool:
+        """See `World`: here a refusal stands."""
+        return False
+
+    def watch(self, host: Host, command: Sequence[Any], reply: Any) -> None:
+        """See `Watched`."""
+        if RELEASE.sha in command and reply == 1:
+            self.key = command[3]
+        elif self.key and not self.lost and command[0] == "SREM":
+            self.lose(b"state", b"admitting", self.key)
+            message = self.clients[0].session.messages["m1"]
+            message.request = message.error = None  # it is not asked for again
+
+
 def quiet_world(nodes: int) -> Schedule:
     """One short answer, and nothing that befalls it."""
     return replace(
@@ -148,6 +169,18 @@ def test_a_finish_that_is_lost_is_found_though_the_owner_dies_next() -> None:
     world.run()
     assert world.lost
     assert world.killed
+
+
+def test_a_release_that_is_lost_is_done_again() -> None:
+    world = LosesTheRelease(
+        replace(
+            quiet_world(1), speeches=(Speech(4, 0.3, 1), Speech(2, 0.02, 1)), owners=(0, 0),
+            steps=(Step(0.1, "ask", (0, 0)), Step(0.5, "ask", (0, 1))),
+            limits=SimLimits(((1000, None, 1, None),), "refuse", 30.0),
+        )
+    )  # fmt: skip
+    world.run()
+    assert world.lost
 
 
 def test_an_end_that_is_lost_while_a_survivor_finishes_the_message_is_generated_anew() -> None:
