@@ -245,11 +245,20 @@ class Keeper:
             spent = [withdrawn(ended, claim.run) for ended in running.answer.records]
             used = settlement(spent, claim.run, claim.account) if spent else Used(dispatched=False)
             await self.means.quotas.settle(claim.payer, claim.hold, used)
+        if claim.place is not None:
+            await self._leave_turn(claim, claim.place, generation == claim.generation)
         ours = owner == self.node.encode() and not has_ended(state)
         if ours and claim.tag not in self.running:
             await self.adopt(claim.tag, self.node)
         else:
             await self._unlist(claim.tag)
+
+    async def _leave_turn(self, claim: Claim, place: Place, stands: bool) -> None:
+        """A node that slept may have entered the queue once more with what had ended, or been released, meanwhile."""
+        if stands:
+            await self.means.conversations.advance(place, claim.id, claim.keys, claim.token)
+        else:
+            await self.means.conversations.withdraw(place, claim.id, claim.token)
 
     async def _release_or_go_on(self, running: Running, error: ProtocolError) -> None:
         """Free the id; what can't be freed, because more than a claim stands under it, is not left without an owner."""

@@ -10,9 +10,12 @@ import pytest
 from tests.simulation.check import Violation
 from tests.simulation.conversation import TalkWorld, crowded
 from tests.simulation.loop import Stuck
+from tests.simulation.run import play
 from tests.simulation.test_simulation import ROOT
 
 SEEDS = 120
+ONCE_FAILED = (5100161, 5100818)
+"""Seeds that showed defects which are mended."""
 MOST = 150
 """Seeds within which a broken script has to show."""
 
@@ -21,6 +24,11 @@ def test_the_shipped_code_holds() -> None:
     command = [sys.executable, "-m", "tests.simulation.conversation", "--seeds", str(SEEDS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", ONCE_FAILED)
+def test_what_once_failed_holds(seed: int) -> None:
+    assert play(crowded(seed), kind=TalkWorld).violation is None
 
 
 EDITS = {
