@@ -337,7 +337,8 @@ class Keeper:
         )
         verdict = reply[0] if reply else b""
         if verdict == b"taken":
-            self._take_up(await self._adopted(tag, keys, _fields(reply[1:])))
+            fields = _fields(reply[1:])
+            self._take_up(await self._adopted(tag, keys, fields), fields["state"] == b"queued")
         elif verdict == b"ended":
             fields = _fields(reply[1:])
             generation, run = fields["gen"], int(fields["run"])
@@ -358,13 +359,13 @@ class Keeper:
             await self._unlist(tag)
         return True
 
-    def _take_up(self, claim: Claim) -> None:
-        """Run what was adopted."""
+    def _take_up(self, claim: Claim, waits: bool) -> None:
+        """Run what was adopted. `waits`: whether somebody was told that it waits for its turn."""
         old = self.running.get(claim.tag)
         running = self.begin(claim)
         if old is not None:  # it lost the message while this node slept, and has not noticed yet: its fence is old
             old.cancel()
-        if claim.attempts or claim.run > 1:
+        if waits or claim.attempts or claim.run > 1:
             running.life.promise()  # more than a claim stands under its id: it can't be refused any more, only go on
 
     async def _adopted(self, tag: str, keys: MessageKeys, fields: Mapping[str, bytes]) -> Claim:
