@@ -106,6 +106,11 @@ class TalkWorld(World):
 
     judge = TalkCheck
 
+    def __init__(self, schedule: Schedule, *args: Any) -> None:
+        super().__init__(schedule, *args)
+        if schedule.limits is not None:  # with its history a message may take a whole minute's tokens, each of them
+            self.quiet_seconds += 60.0 * len(schedule.speeches)
+
     def request(self, message_id: str, **more: Any) -> dict[str, Any]:
         """See `World.request`."""
         chance = random.Random(f"on_busy {self.schedule.seed} {message_id}")

@@ -295,6 +295,7 @@ class World:
     """See the module. `run` plays the schedule to its end and raises `Violation`."""
 
     judge: type[Check] = Check
+    quiet_seconds = QUIET_SECONDS
 
     def __init__(
         self, schedule: Schedule, edit_script: Callable[[bytes], bytes] | None = None, verbose: bool = False
@@ -532,7 +533,7 @@ class World:
     def _until(self, what: str, over: Callable[[], bool]) -> None:
         bad = self.check.found
         errors = self.loop.errors
-        deadline = max(self._faults_end, self.loop.now) + QUIET_SECONDS
+        deadline = max(self._faults_end, self.loop.now) + self.quiet_seconds
         look_at = self.loop.now
         done = False
 
