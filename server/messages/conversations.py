@@ -309,12 +309,20 @@ class Conversations:
             case b"queued":
                 return Turn(int(reply[1]), reply[2].decode())
             case b"stale":
+                if await self._claimed_as(user, message_id) == reply[1]:
+                    raise Ended  # it is this one that is over: its node has slept
                 await self.withdraw(place, message_id, reply[1])
                 return await self.enter(place, message_id, token, request, reopened, user, seconds, tier)
             case b"ended":
                 raise Ended
         await self._unlist_unmade(user, place)
         raise refused(place.id, request, reply, limits)
+
+    async def _claimed_as(self, user: tuple[str, str, str], message_id: str) -> bytes | None:
+        """The token of the claim that the record tells of."""
+        record = MessageKeys.of(message_tag(*user, message_id)).record
+        generation, run = await self.store.call(record, "HMGET", record, "gen", "run", seconds=STEP_SECONDS)
+        return None if generation is None else b"%s:%s" % (generation, run)
 
     async def look_at_current(self, place: Place, user: tuple[str, str, str]) -> bool:
         """For who waits: ask the current message to stop if that is wanted, and move on if it has ended or is no more.

@@ -14,7 +14,7 @@ from tests.simulation.run import play
 from tests.simulation.test_simulation import ROOT
 
 SEEDS = 120
-ONCE_FAILED = (5100161, 5100677, 5100818, 5100861)
+ONCE_FAILED = (5100161, 5100677, 5100818, 5100861, 5110994)
 """Seeds that showed defects which are mended."""
 MOST = 150
 """Seeds within which a broken script has to show."""
