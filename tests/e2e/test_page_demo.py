@@ -14,8 +14,7 @@ from tests.e2e.page_chat import ANSWER_MS, Chat
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 STORY = "Write a short story about a lighthouse keeper who talks to ships."
-PARAGRAPH = "Explain in a long paragraph how a telegraph worked."
-"""Long enough to be broken in the middle, half as long as the story."""
+"""Long enough to be broken in the middle, also where the model is fast."""
 QUESTIONS = 5
 """At most so many are asked until the mended model is tried again."""
 WIDE = {"width": 1440, "height": 900}
@@ -42,7 +41,7 @@ def test_a_broken_primary_model_is_replaced_in_mid_answer_and_comes_back(chat: C
     page = chat.page
     primary = page.get_by_test_id("light-primary")
     expect(primary).to_have_attribute("data-state", "closed")
-    chat.ask(PARAGRAPH)
+    chat.ask(STORY)
     chat.expect_text(0)
     page.get_by_test_id("primary").click()
     expect(page.get_by_test_id("primary")).to_have_attribute("aria-pressed", "true")
@@ -66,7 +65,7 @@ def test_an_answer_outlives_the_node_that_serves_it(chat: Chat) -> None:
     node = page.get_by_test_id("fact-node")
     expect(node).to_have_text(re.compile("^[0-9a-f]{6}$"))
     before = node.inner_text()
-    chat.ask(PARAGRAPH)
+    chat.ask(STORY)
     chat.expect_text(0)
     page.get_by_test_id("kill").click()
     expect(node).not_to_have_text(before, timeout=ANSWER_MS)

@@ -326,8 +326,8 @@ async def test_another_fence_is_refused_whatever_it_writes(board: Board, fence: 
     assert (await board.record())["state"] == "admitting"
 
 
-async def test_without_a_record_every_fence_is_wrong(board: Board) -> None:
-    assert await board.append(b"1:node-a:x", 0, 1, [T1]) == -1
+async def test_without_a_record_nothing_is_written_and_it_is_told_to_be_missing(board: Board) -> None:
+    assert await board.append(b"1:node-a:x", 0, 1, [T1]) == -4
     assert not await board.client.exists(board.keys.journal, board.keys.record)
 
 
