@@ -8,7 +8,6 @@ and called for a second time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,8 +34,10 @@ class _Kept:
 class Endings:
     """See the module."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, claim_seconds: float) -> None:
         self._journal = journal
+        self._keep_seconds = min(KEPT_SECONDS, claim_seconds)
+        """No longer than Redis keeps the message: what has expired is not to come back."""
         self._kept: dict[str, _Kept] = {}
         """By tag, the oldest first."""
         self._size = 0
@@ -44,16 +45,20 @@ class Endings:
     def keep(self, tag: str, ending: Ending, request_bytes: int, now: float) -> None:
         """A message has ended here. `now` is monotonic, in seconds."""
         self.forget(tag)
-        kept = self._kept[tag] = _Kept(ending, ending.size + request_bytes, now + KEPT_SECONDS)
+        kept = self._kept[tag] = _Kept(ending, ending.size + request_bytes, now + self._keep_seconds)
         self._size += kept.size
-        while self._kept and (self._size > KEPT_BYTES or next(iter(self._kept.values())).until < now):
+        while self._size > KEPT_BYTES:
             self.forget(next(iter(self._kept)))
+        self._sweep(now)
 
-    def __contains__(self, tag: str) -> bool:
-        return tag in self._kept
+    def tags(self, now: float) -> list[str]:
+        """The messages whose ends are kept."""
+        self._sweep(now)
+        return list(self._kept)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
+    def _sweep(self, now: float) -> None:
+        while self._kept and next(iter(self._kept.values())).until < now:
+            self.forget(next(iter(self._kept)))
 
     def forget(self, tag: str) -> None:
         """It runs again, or is not wanted any more."""
@@ -65,6 +70,7 @@ class Endings:
 
         Raises `StoreUnavailable`, or `TimeoutError` if Redis does not answer.
         """
+        self._sweep(asyncio.get_running_loop().time())
         kept = self._kept.get(tag)
         if kept is None:
             return

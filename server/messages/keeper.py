@@ -75,7 +75,7 @@ class Keeper:
         self.adopting: set[str] = set()
         """Messages being taken over just now: a second takeover would displace the first, for ever."""
         self.owner = TaskOwner("messages")
-        self.endings = Endings(means.journal)
+        self.endings = Endings(means.journal, times.claim_seconds)
         self._claiming: Counter[str] = Counter()
         self._doors: Counter[Door] = Counter()
         """How many of the messages that run here came through each door."""
@@ -428,7 +428,7 @@ class Keeper:
                 await self._settle_stray(tag, lanes)
 
     async def _look_for_losses(self) -> None:
-        tags = [*self.running, *self.endings]
+        tags = [*self.running, *self.endings.tags(asyncio.get_running_loop().time())]
         for start in range(0, len(tags), LOOK_AT_ONCE):
             await asyncio.gather(*map(self._look_for_loss, tags[start : start + LOOK_AT_ONCE]))
 
