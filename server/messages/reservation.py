@@ -8,7 +8,7 @@ from typing import Final
 
 from protocol.errors import ProtocolError
 from server.messages.life import STORE_SECONDS, Life, until_redis_answers
-from server.quotas.base import Hold, Order, Quota, Used
+from server.quotas.base import Hold, Order, Quota, Unsure, Used
 from server.routing.attempts import GiveUp
 from server.store.link import StoreError
 from server.store.store import IMPATIENT
@@ -52,8 +52,8 @@ class Reservation:
         try:
             self.hold = await self._reserve(order)
         except ProtocolError as refusal:
-            self.may_hold = refusal.code == "store_unavailable"  # then it may have happened
-            if self.may_hold or self.life.untouched:
+            self.may_hold = isinstance(refusal, Unsure)
+            if refusal.code == "store_unavailable" or self.life.untouched:
                 self.life.refuse(refusal)
             self.life.promise()  # more than a claim stands under its id
             return GiveUp(refusal.code, refusal.message, refusal.error_class, refusal.retry_after_ms, refusal.details)

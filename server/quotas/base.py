@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from protocol.errors import ProtocolError
+
 SETTLE_SECONDS: Final = 5.0
 """How long a settlement that nobody waits for gives Redis before it is tried again."""
 
@@ -55,6 +57,10 @@ class Hold:
     """Admitted by a local estimate, without Redis."""
 
 
+class Unsure(ProtocolError):
+    """A refusal that Redis did not give: what was to be reserved may be reserved all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Used:
     """What is settled: tokens and nano-dollars that the user pays. Below 0: an earlier run's are given back."""
@@ -75,8 +81,8 @@ class Quota(Protocol):
     async def reserve(self, order: Order) -> Hold:
         """Reserve in all buckets or none; idempotent by hold id.
 
-        Raises `ProtocolError`: `request_too_large_for_tier`, `quota_exceeded`, `store_unavailable` (then it may have
-        happened: `settle` the hold unless another owner of the message uses it).
+        Raises `ProtocolError`: `request_too_large_for_tier`, `quota_exceeded`, `store_unavailable`. If it is `Unsure`,
+        `settle` the hold unless another owner of the message uses it.
         """
         ...
 

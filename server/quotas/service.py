@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from protocol.errors import ProtocolError
-from server.quotas.base import SETTLE_SECONDS, Hold, Order, Payer, Used
+from server.quotas.base import SETTLE_SECONDS, Hold, Order, Payer, Unsure, Used
 from server.quotas.bucket import Bucket
 from server.quotas.figures import read, sender
 from server.quotas.limits import ALL_FOUR, MICRO, NAMES, SHOWN, Meter, Policies, Policy, refused, shown
@@ -289,9 +289,7 @@ class Quotas:
             counts_money = policy.counting(hold.payer.route).counts_money
             if policy.outage == "refuse" or counts_money:  # nobody here knows what was spent elsewhere
                 self._watch.quota("unavailable")
-                raise ProtocolError(
-                    "store_unavailable", "the store does not answer; nothing was started", retry_after_ms=1000
-                )
+                raise Unsure("store_unavailable", "the store does not answer; nothing was started", retry_after_ms=1000)
             self._take_share(policy, hold)
         hold = replace(hold, degraded=True)
         self.held[hold.id] = hold
@@ -332,9 +330,8 @@ class Quotas:
 
     def _refuse_share(self, limit: str, wait_us: int) -> None:
         self._watch.quota("refused")
-        error = _refusal(limit, wait_us, [])
-        error.details = {**(error.details or {}), "degraded": True}
-        raise error
+        details = {"limit": limit, "degraded": True}
+        raise Unsure("quota_exceeded", _used_up(limit), retry_after_ms=_wait_ms(wait_us), details=details)
 
     async def _reserve_later(self, policy: Policy, hold: Hold) -> None:
         """Count what was admitted without Redis as soon as it answers; after its settlement this changes nothing."""
@@ -373,14 +370,17 @@ def _rows(policy: Policy, at_us: int, numbers: Sequence[int]) -> Rows:
 
 
 def _refusal(limit: str, wait_us: int, limits: Rows) -> ProtocolError:
-    wait_ms = -(-wait_us // 1000) or HOLDS_RETRY_MS
     row = next((row for row in limits if row["name"] == limit), None)
-    return ProtocolError(
-        "quota_exceeded",
-        f"the limit {limit} is used up",
-        retry_after_ms=wait_ms,
-        details={"limit": limit, **({"limits": [row]} if row else {})},
-    )
+    details = {"limit": limit, **({"limits": [row]} if row else {})}
+    return ProtocolError("quota_exceeded", _used_up(limit), retry_after_ms=_wait_ms(wait_us), details=details)
+
+
+def _used_up(limit: str) -> str:
+    return f"the limit {limit} is used up"
+
+
+def _wait_ms(wait_us: int) -> int:
+    return -(-wait_us // 1000) or HOLDS_RETRY_MS
 
 
 def month_end_us(now_us: int) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from protocol.errors import ProtocolError
 from server.config import parse
+from server.messages.life import Life, NotAdmitted
+from server.messages.reservation import Reservation
 from server.quotas import scripts
-from server.quotas.base import Order, Payer, Used
+from server.quotas.base import Order, Payer, Unsure, Used
 from server.quotas.limits import Policies
 from server.quotas.service import Quotas
 from server.store.keys import quota_hold, quota_tag
@@ -73,7 +75,7 @@ def order(hold: str, tokens: int = 100, payer: Payer = WHO) -> Order:
 async def test_refused_as_temporary_by_default(store: CutOff) -> None:
     made = quotas(store, counts := Counts(), tokens_per_minute=1000)
     store.down = True
-    with pytest.raises(ProtocolError) as caught:
+    with pytest.raises(Unsure) as caught:
         await made.reserve(order("a"))
     assert (caught.value.code, caught.value.retryable) == ("store_unavailable", True)
     assert counts.outcomes == ["unavailable"]
@@ -86,7 +88,7 @@ async def test_local_admits_this_nodes_share_and_counts_it_afterwards(store: Cut
     store.down = True
     admitted = [await made.reserve(order(f"h{number}")) for number in range(3)]  # 450 of 500
     assert all(hold.degraded for hold in admitted)
-    with pytest.raises(ProtocolError) as caught:
+    with pytest.raises(Unsure) as caught:
         await made.reserve(order("h3"))
     assert caught.value.code == "quota_exceeded"
     assert (caught.value.details or {})["degraded"] is True
@@ -118,6 +120,34 @@ async def test_a_tenant_whose_primary_answers_does_not_refill_the_share_of_one_w
         await made.reserve(order("a6"))
     assert caught.value.code == "quota_exceeded"
     await made.close()
+
+
+async def test_a_refusal_by_redis_is_sure_and_one_without_it_is_not(store: CutOff) -> None:
+    """Whoever is refused while Redis is silent may hold what it reserves when it goes on."""
+    made = quotas(store, Counts(), tokens_per_minute=200, on_redis_outage="local")
+    life = Refused()
+    for down, unsure in ((False, False), (True, True)):
+        store.down = down
+        reservation = Reservation(cast("Life", life), made)
+        await made.reserve(order(f"first {down}"))
+        with pytest.raises(NotAdmitted):
+            await reservation.make(order(f"second {down}"))
+        assert reservation.may_hold is unsure
+    assert [refusal.code for refusal in life.refusals] == ["quota_exceeded"] * 2
+    await made.close()
+
+
+class Refused:
+    """A claim that nobody was promised anything of."""
+
+    promised, untouched = False, True
+
+    def __init__(self) -> None:
+        self.refusals: list[ProtocolError] = []
+
+    def refuse(self, error: ProtocolError) -> None:
+        self.refusals.append(error)
+        raise NotAdmitted
 
 
 async def test_a_settlement_before_the_debt_is_counted_once(store: CutOff) -> None:
