@@ -47,6 +47,11 @@ class Observer:
         """Node → its counter and since when it has stood there, as far as an uninterrupted observation tells."""
         self._read_at: float | None = None
 
+    @property
+    def observing(self) -> bool:
+        """Whether an uninterrupted observation has begun."""
+        return self._read_at is not None
+
     def interrupted(self) -> None:
         """An error, a pause, a start: the observation begins anew."""
         self._seen.clear()
@@ -184,7 +189,7 @@ class Ownership:
     async def _members(self, key: bytes) -> set[str]:
         """A list of nodes; as it was, while its primary is silent: the messages of the others must not wait for it."""
         try:
-            found = await self.store.call(key, "SMEMBERS", key, seconds=SLOW_READ_SECONDS)
+            found = await self.store.call(key, "SMEMBERS", key, seconds=SLOW_READ_SECONDS, stalled_too=True)
         except (StoreError, TimeoutError):
             if key not in self._known or not self.store.reachable:
                 raise
@@ -197,7 +202,7 @@ class Ownership:
         observer = self._observers.setdefault(link, Observer(self.takeover_seconds))
         started = loop.time()
         try:
-            if not link.available:
+            if not link.available and not observer.observing:  # nothing to lose by not waiting for it
                 raise link.unavailable()
             values = await within(link.call("MGET", *(heartbeat(node, tag) for node in nodes)), SLOW_READ_SECONDS)
         except (StoreUnavailable, StoreLost, TimeoutError):

@@ -243,13 +243,18 @@ class Store:
                 raise
             return await self._reply(keys[0], seconds, "EVAL", script.source, len(keys), *keys, *args)
 
-    async def call(self, key: bytes, *command: Any, seconds: float | None = IMPATIENT) -> Any:
-        """Run a command on the primary of `key`; raises like `run`."""
-        return await self._reply(key, seconds, *command)
+    async def call(
+        self, key: bytes, *command: Any, seconds: float | None = IMPATIENT, stalled_too: bool = False
+    ) -> Any:
+        """Run a command on the primary of `key`; raises like `run`.
 
-    async def _reply(self, key: bytes, seconds: float | None, *command: Any) -> Any:
+        `stalled_too`: also where it has just fallen silent, and may answer in these seconds yet.
+        """
+        return await self._reply(key, seconds, *command, stalled_too=stalled_too)
+
+    async def _reply(self, key: bytes, seconds: float | None, *command: Any, stalled_too: bool = False) -> Any:
         link = self.link(key)
-        if seconds is not None and not link.available:
+        if seconds is not None and not (link.connected if stalled_too else link.available):
             raise StoreUnavailable(f"Redis at {link.address} does not answer")
         reply = link.call(*command)
         if seconds == IMPATIENT:
