@@ -15,6 +15,7 @@ import msgpack
 
 from protocol.client.message import MessageState
 from server.messages import scripts
+from server.messages.endings import KEPT_SECONDS
 from server.upstreams.base import Fault
 from tests.simulation.books import NAMES, Books
 from tests.simulation.loop import Host
@@ -130,6 +131,8 @@ class Truth:
     """Fence of the last takeover that has not written yet."""
     ended_by: Host | None = None
     """Who wrote the last end."""
+    ended_at: float = 0.0
+    """When."""
     torn: Timeline | None = None
     """What had ended, whose end Redis lost, and whose writer must write it again."""
 
@@ -232,7 +235,7 @@ class Check:
         if reply == 1 and (truth := self.truths.get(keys[0])) is not None:
             truth.forgiven += 1
             self.orphans = [orphan for orphan in self.orphans if orphan[0] is not truth]  # its owner's last words
-            if truth.torn is not None:
+            if self._owes(truth, host):
                 self.fail("G3", f"{truth.id} was released although it had ended here")
             if truth.now.head:
                 self.fail("G1", f"{truth.id} was released although it had written")
@@ -255,7 +258,7 @@ class Check:
         if reply[0] != b"taken":
             return
         truth.takeovers += 1
-        if truth.torn is not None and host is truth.ended_by:
+        if self._owes(truth, host):
             self.fail("G3", f"{host.name} goes on with {truth.id}, which it had ended")
         truth.torn = None
         if truth.owner and truth.owner != dead:
@@ -309,7 +312,7 @@ class Check:
                 self.fail("G4", f"{truth.id}: no jump after a takeover or a reopening ({prev} -> {first})")
         now.append(last, data, fence)
         if now.ended:
-            truth.ended_by = host
+            truth.ended_by, truth.ended_at = host, self.world.loop.now
         self._is_upstreams(truth, now.texts[-1])
 
     def _is_upstreams(self, truth: Truth, text: str) -> None:
@@ -346,11 +349,18 @@ class Check:
         line = truth.now
         if self.world.schedule.tail_bytes < WHOLE_TAIL_BYTES:
             return None  # what lay before the end may be gone, too
-        if not line.ended or record.get(b"state") in ENDS:
-            return truth.torn
+        if record.get(b"state") in ENDS:
+            return None  # nothing of it is lost, or its whole reopening
+        if not line.ended:
+            return truth.torn  # not written again yet
         fence = line.fences.get(line.head, b"")
         stands = record.get(b"fence") == fence if record else fence.startswith(b"1:")  # an adopted one can't be made
         return line.copy() if stands else None
+
+    def _owes(self, truth: Truth, host: Host) -> bool:
+        """Whether this node has to write the end again; not where it has slept for as long as it keeps ends."""
+        kept = self.world.loop.now - truth.ended_at < KEPT_SECONDS
+        return truth.torn is not None and host is truth.ended_by and kept
 
     # --- what the upstream sees ---
 
