@@ -362,6 +362,11 @@ class Check:
         kept = self.world.loop.now - truth.ended_at < KEPT_SECONDS
         return truth.torn is not None and host is truth.ended_by and kept
 
+    def owed(self, truth: Truth) -> bool:
+        """Whether a living node has to write the end again."""
+        writer = truth.ended_by
+        return writer is not None and not writer.dead and self._owes(truth, writer)
+
     # --- what the upstream sees ---
 
     def called(self, called: Called) -> None:
@@ -516,8 +521,8 @@ class Check:
             if not self.losses and truth.claims > truth.forgiven:
                 self.fail("G1", f"{truth.id} is gone")
             return
-        torn, writer = truth.torn, truth.ended_by
-        if torn is not None and writer is not None and not writer.dead and truth.now.seqs != torn.seqs:
+        torn = truth.torn
+        if torn is not None and self.owed(truth) and truth.now.seqs != torn.seqs:
             self.fail("G3", f"{truth.id} had ended at {torn.head}, and stands at {truth.now.head} after a loss")
         calls = self.world.upstream.by_message.get(truth.id, [])
         state, text = record[b"state"].decode(), truth.now.texts[-1]

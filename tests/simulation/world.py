@@ -572,7 +572,7 @@ class World:
             return False
         for truth in self.check.truths.values():
             record = self.check._record(truth.record)
-            if record and b"standing" not in record:
+            if b"standing" not in record if record else self.check.owed(truth):
                 return False
         return not any(node.keeper.running or node.keeper.finishing for node in self.nodes)
 
