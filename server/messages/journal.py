@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import structlog
 
@@ -97,6 +97,10 @@ class _Begun:
 
     number: int
     description: bytes
+
+
+_Step: TypeAlias = _Flight | _Begun | _Claimed
+"""What may be in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ class Outbox:
         """Seq of the next event; `head + 1`, or further on after a takeover."""
         self.base: int | None = None
         self.waiting = NewEvents(event_bytes)
-        self.flight: _Flight | _Begun | _Claimed | None = None
+        self.flight: _Step | None = None
         self.queued = False
         self.attempts = 0
         """How many attempts are allocated in the record, as far as this owner knows."""
@@ -193,7 +197,7 @@ class Outbox:
         """The arguments of the claim script that make this very claim once more; None where that can't be."""
         self.ended: _Flight | None = None
         """The last entry, once it is written."""
-        self._lost: deque[_Flight | _Begun | _Claimed] = deque()
+        self._lost: deque[_Step] = deque()
         """What is to be written again after the entry in flight; the newest entry is the last."""
         self.on_signal = on_signal
         """Called with False when a cancel was requested, with True when this node lost the message."""
@@ -370,9 +374,7 @@ class Outbox:
         self.flight = self._lost.popleft()
         return True
 
-    def _again(
-        self, tip: int, attempts: bytes, head: int, follows: int, missing: bool
-    ) -> list[_Flight | _Begun | _Claimed]:
+    def _again(self, tip: int, attempts: bytes, head: int, follows: int, missing: bool) -> list[_Step]:
         """What leads once more from `tip` to `head`, and so to the tip that the next entry `follows`.
 
         Nothing if the tail does not reach so far back, or it must not be written again.
@@ -381,7 +383,7 @@ class Outbox:
         complete = entries[0].first - 1 == tip and entries[-1].last == head if entries else follows == tip
         if not complete or not (attempts or self.starts_freely):
             return []
-        again: list[_Flight | _Begun | _Claimed] = []
+        again: list[_Step] = []
         if missing:
             if (args := self.claim_again()) is None:
                 return []

@@ -211,13 +211,8 @@ class Keeper:
         settled = has_ended(state) and standing is not None
         reopened = run is not None and int(run) > claim.run  # by a repeat, which is about to run it
         if owner in (self.node.encode(), None) and not settled and not reopened and claim.tag not in self.running:
-            await self.take_back(claim.tag)
+            await self.adopt(claim.tag, self.node)
         return settled or owner != self.node.encode()
-
-    async def take_back(self, tag: str) -> None:
-        """Go on with what this node owns and does not run: from the end that it wrote, if Redis has lost just that."""
-        await self.endings.write_again(tag)
-        await self.adopt(tag, self.node)
 
     async def _give_back(self, running: Running) -> None:
         """It could not be admitted, belongs to another node, or lost acknowledged writes."""
@@ -329,6 +324,8 @@ class Keeper:
     async def _adopt(self, tag: str, dead: str) -> bool:
         keys, store = MessageKeys.of(tag), self.means.store
         await self.open.add(tag, seconds=STEP_SECONDS)
+        if dead == self.node:  # from the end that it wrote, if Redis has lost just that
+            await self.endings.write_again(tag)
         reply: list[Any] = await store.run(
             TAKEOVER,
             [keys.record, keys.journal, keys.channel],
@@ -442,7 +439,7 @@ class Keeper:
             index = active_set(running.claim.user_tag)
             await self.means.store.call(index, "SADD", index, running.claim.id, seconds=STEP_SECONDS)
         elif running is None and not has_ended(state) and not self.has(tag):
-            await self.take_back(tag)
+            await self.adopt(tag, self.node)
 
     async def _settle_stray(self, tag: str, lanes: Iterable[str]) -> None:
         keys = MessageKeys.of(tag)

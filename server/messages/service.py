@@ -201,7 +201,7 @@ class Messages:
                 return Found(send.id, tag, keys, state, running.answer.outbox.head, False, send.conversation, made)
             state, owner = reply[1].decode(), reply[4].decode()
             if owner == self.node and state not in END_STATES and not self.keeper.has(tag):
-                await self.keeper.take_back(tag)  # a claim of ours that happened after it was given up
+                await self.keeper.adopt(tag, self.node)  # a claim of ours that happened after it was given up
                 running = self.keeper.running.get(tag)
                 continue
             if state != "admitting":
